@@ -1,0 +1,289 @@
+"""The `rnnlm` command: results on standard output, everything else on standard error.
+
+Heavy imports wait inside the commands, so that help is instant and mistakes are told before anything starts.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnnlm_core.errors import RnnlmError, UsageError
+
+if TYPE_CHECKING:
+    from rnnlm_core.model import SavedModel
+
+app = typer.Typer(
+    name="rnnlm",
+    help="Recurrent language models (RNN, GRU, LSTM): train, compare, track and sample, on any text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _every_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["RNNLM_DEBUG"] = "1"
+
+
+@app.command()
+def run(
+    preset: Annotated[
+        str, typer.Option(help="Complete config to start from; `rnnlm presets` lists them.")
+    ] = "quickstart",
+    corpus: Annotated[str | None, typer.Option(help="Another text: a name, a path or an http(s) address.")] = None,
+    cells: Annotated[str | None, typer.Option(help="Cells to train, comma-separated: rnn,gru,lstm.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; may be repeated.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
+) -> None:
+    """Train the cells on a text, measure them, let them write, and compare."""
+    from rnnlm_core.download import inspect, resolve
+    from rnnlm_core.presets import run_config
+
+    chosen = cells.split(",") if cells is not None else None
+    keys = _parse_changes(changes or [])
+    config = run_config(preset, corpus, chosen, keys)
+    inspect(resolve(config.corpus.name), config)
+    if json_file is not None:
+        _check_writable(json_file)
+    summary = _run_flow(preset, corpus, chosen, keys, json_file)
+    _print_summary(summary)
+
+
+@app.command()
+def smoke() -> None:
+    """Run the whole chain, tiny, in a folder of its own, and check it; exit 0 only if every check held."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    with tempfile.TemporaryDirectory(prefix="rnnlm-smoke-") as folder:
+        os.environ["RNNLM_HOME"] = folder
+        os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = str(workspace.artifacts() / "results")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        from flows.display import Display
+        from flows.smoke import smoke as smoke_flow
+        from tasks.progress import listening
+
+        with Display() as display, listening(display.hear):
+            checks = smoke_flow()
+    for check in checks:
+        typer.echo(f"{'ok' if check['held'] else 'FAILED':<7} {check['what']}")
+    if not all(check["held"] for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
+    prefix: Annotated[str, typer.Option(help="Text to continue.")],
+    length: Annotated[int, typer.Option(help="Tokens to add (1 to 10000).")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 = greedy; above, the text gets freer (up to 5).")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Draws the same text again (with temperature above 0).")] = None,
+    unknown: Annotated[
+        str, typer.Option(help="Prefix characters or words outside the vocabulary: `map` to <unk>, or `error`.")
+    ] = "error",
+) -> None:
+    """Print the prefix and its continuation."""
+    from rnnlm_core.config import GenerateConfig, RunConfig, override
+
+    settings: dict[str, Any] = {
+        "generate.length": length,
+        "generate.temperature": temperature,
+        "generate.unknown": unknown,
+    }
+    if seed is not None:
+        settings["generate.seed"] = seed
+    config: GenerateConfig = override(RunConfig(), settings).generate
+    if not prefix:
+        raise UsageError("prefix is empty", "''", "give at least one character with --prefix")
+
+    from rnnlm_core.generate import continue_text
+
+    saved = _load(model)
+    typer.echo(continue_text(saved, prefix, config, lambda text: typer.echo(f"warning: {text}", err=True)).text)
+
+
+@app.command()
+def compare(
+    corpus: Annotated[str, typer.Option(help="Only runs on this corpus.")] = "",
+    last: Annotated[int, typer.Option(help="How many runs, newest first.", min=1, max=1000)] = 20,
+) -> None:
+    """Print the table of tracked runs, newest first."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    from flows.tables import runs_table
+    from tasks.tracking import tracked_cells
+
+    runs = tracked_cells(corpus, last)
+    if not runs:
+        where = f" on corpus {corpus}" if corpus else ""
+        typer.echo(f"no tracked runs{where}: train with `rnnlm run`", err=True)
+        return
+    _print(runs_table(runs))
+
+
+@app.command()
+def corpora() -> None:
+    """List the corpora that have a name."""
+    from rnnlm_core.catalogue import CATALOGUE
+
+    for entry in CATALOGUE.values():
+        size = sum(file.num_bytes for file in entry.files)
+        where = f"{size / 1e6:.1f} MB to download" if size else "embedded"
+        typer.echo(f"{entry.name:<14} {entry.title} · {where} · {entry.licence}")
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from rnnlm_core.presets import PRESETS
+
+    for name, make in PRESETS.items():
+        typer.echo(f"{name:<18} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+def _parse_changes(changes: list[str]) -> dict[str, str]:
+    parsed: dict[str, str] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UsageError("`--set` takes KEY=VALUE", change, "for example --set train.epochs=3")
+        parsed[key.strip()] = value
+    return parsed
+
+
+def _check_writable(path: Path) -> None:
+    from rnnlm_core.errors import ResourceError
+
+    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+        raise ResourceError("cannot write the results", path, "give the name of a file in a folder that exists")
+
+
+def _run_flow(
+    preset: str, corpus: str | None, cells: list[str] | None, changes: dict[str, str], json_file: Path | None
+) -> dict[str, Any]:
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    if not os.environ.get("PREFECT_API_URL"):
+        typer.echo("starting Prefect's own server (8 to 30 s) …", err=True)
+    from flows.display import Display
+    from flows.language_model import language_model
+    from flows.summary import PartlyDoneError
+    from tasks.progress import listening
+
+    with Display() as display, listening(display.hear):
+        try:
+            summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
+        except PartlyDoneError as error:
+            summary = error.summary.as_json()
+            _write_json(json_file, summary)
+            _print_summary(summary)
+            raise
+    _write_json(json_file, summary)
+    return summary
+
+
+def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
+    from rnnlm_core.store import write_atomically
+
+    if path is not None:
+        write_atomically(path.resolve(), (json.dumps(_finite(summary), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data without the infinities and NaNs that JSON has no word for."""
+    import math
+
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from flows.tables import summary_table, ui_commands
+    from tasks import workspace
+
+    _print(summary_table(summary))
+    for cell, figures in summary["cells"].items():
+        for sample in figures["samples"][:1]:
+            typer.echo(f"{cell}: {sample}\n")
+    done, found = summary["tasks"]["executed"], summary["tasks"]["cached"]
+    if done:
+        typer.echo(f"{done} stages done, {found} found done, {summary['seconds']:.0f} s")
+    else:
+        typer.echo(f"nothing to do: all {found} stages were found done, {summary['seconds']:.0f} s")
+    for line in ui_commands(workspace.tracking_uri()):
+        typer.echo(line)
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+def _load(reference: str) -> "SavedModel":
+    """Return the model a reference names: from the store, or from MLflow's copy of it."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    from rnnlm_core.model import load_model
+    from rnnlm_core.store import Handle
+    from tasks import tracking
+
+    if reference.startswith("models:/"):
+        return load_model(tracking.model_files(reference))
+    found = tracking.find_model_run(reference)
+    digest = found.tags.get("rnnlm.model_sha256", "")
+    handle = Handle("model", digest)
+    if digest and not workspace.store().fault(handle):
+        return load_model(workspace.store().path(handle))
+    if "rnnlm.model_uri" not in found.tags:
+        raise RnnlmError("this run has no model", f"{reference} ({found.status})", "run the training again")
+    return load_model(tracking.model_files(found.tags["rnnlm.model_uri"]))
+
+
+def main() -> None:
+    """Run the command line; every error a user can cause is one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted: run the same command again to go on", 130)
+    except RnnlmError as error:
+        _debug()
+        _fail("\n".join(f"error: {line}" for line in error.lines), error.exit_code)
+    except BaseException as error:
+        if type(error).__name__ == "TerminationSignal":
+            _fail("terminated: run the same command again to go on", 143)
+        if hasattr(error, "format_message"):
+            message = error.format_message()
+            _fail(f"error: {message}" if message else "", getattr(error, "exit_code", 2))
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _debug() -> None:
+    if os.environ.get("RNNLM_DEBUG"):
+        traceback.print_exc()
+
+
+def _fail(message: str, code: int) -> None:
+    if message:
+        typer.echo(message, err=True)
+    sys.stdout.flush()
+    sys.exit(code)

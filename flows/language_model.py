@@ -1,0 +1,79 @@
+"""The main flow: download → tokenize → vocabulary → corpus → train, evaluate, generate per cell → compare."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.summary import CellStages, Ledger, RunSummary
+from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.download import Source, inspect, resolve
+from rnnlm_core.presets import run_config
+from tasks import tracking
+from tasks.compare import compare
+from tasks.corpus import corpus as encode
+from tasks.download import download
+from tasks.evaluate import evaluate
+from tasks.generate import generate
+from tasks.tokenize import tokenize
+from tasks.tracking import FlowRun
+from tasks.train import stop_requested, train
+from tasks.vocabulary import vocabulary
+
+# A thread waits for its stage; what trains is a process that has waited for its slot (`tasks.train`).
+THREADS = 16
+SLOWEST_FIRST = ("gru", "lstm", "rnn")
+
+
+@flow(name="language-model", task_runner=ThreadPoolTaskRunner(max_workers=THREADS))
+def language_model(
+    preset: str = "quickstart",
+    corpus: str | None = None,
+    cells: list[str] | None = None,
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train, measure and compare recurrent cells on a text.
+
+    Safe to run at any time and as often as you like: a stage whose inputs, settings and code have not changed is
+    not done again. What it makes stays under `artifacts/` and in MLflow.
+
+    Args:
+        preset: the complete config to start from (`rnnlm presets` lists them).
+        corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
+        cells: which of rnn, gru and lstm; each takes a training of its own.
+        changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
+    """
+    config = run_config(preset, corpus, cells, changes)
+    source = resolve(config.corpus.name)
+    inspect(source, config)
+    stop_requested.clear()
+    with tracking.parent_run(preset, source.name, flatten(config), str(flow_run.id or "")) as run:
+        try:
+            return _chain(config, source, run).as_json()
+        except BaseException:
+            stop_requested.set()
+            raise
+
+
+def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
+    shares = config.corpus.shares
+    text = download.submit(source)
+    tokens = tokenize.submit(text, config.corpus.normalizer, config.tokenizer.level)
+    words = vocabulary.submit(tokens, shares, config.tokenizer)
+    ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
+    cells = {}
+    for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
+        trained = train.submit(cell, ids, words, config.model, config.train, run)
+        measured = evaluate.submit(cell, trained, ids, config.evaluate)
+        samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
+        cells[cell] = CellStages(trained, measured, samples)
+
+    ledger = Ledger(run)
+    for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
+        ledger.take(stage, future)
+    for cell in config.cells:
+        ledger.take_cell(cell, cells[cell])
+    done = ledger.done()
+    compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])
+    return ledger.finish(ledger.take("compare", compared))

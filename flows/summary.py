@@ -1,0 +1,166 @@
+"""What a run comes to: which stages were done or found done, which cells failed, and the figures of each cell."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.futures import PrefectFuture
+
+from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
+from rnnlm_core.errors import PartialError
+from tasks import progress, tracking, workspace
+from tasks.evaluate import TrackedEvaluation
+from tasks.generate import Samples
+from tasks.progress import News
+from tasks.tracking import FlowRun
+from tasks.train import TrackedTraining
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CellStages:
+    """The three stages of one cell, under way."""
+
+    train: PrefectFuture[TrackedTraining]
+    evaluate: PrefectFuture[TrackedEvaluation]
+    generate: PrefectFuture[Samples]
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One cell's figures; None where the config asks for none."""
+
+    run_id: str
+    train_perplexity: float
+    valid_perplexity: float | None
+    test_perplexity: float | None
+    bits_per_char: float
+    tokens_per_second: float
+    parameters: int
+    epochs: int
+    cached: bool
+    samples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The whole run, in the shape of `rnnlm run --json`."""
+
+    preset: str
+    corpus: str
+    cells: dict[str, CellSummary]
+    best_cell: str
+    parent_run_id: str
+    seconds: float
+    tasks: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
+        return asdict(self)
+
+
+class Ledger:
+    """Waits for stages in order, tells who listens, and counts what was executed and what was found cached."""
+
+    def __init__(self, run: FlowRun) -> None:
+        self.run = run
+        self.started = time.monotonic()
+        self.counts = {"executed": 0, "cached": 0}
+        self.cells: dict[str, tuple[TrackedTraining, Samples, bool]] = {}
+        self.failures: dict[str, Exception] = {}
+
+    def take(self, stage: str, future: PrefectFuture[Result], cell: str = "") -> Result:
+        """Wait for a stage and return its result; what it raised is raised here."""
+        result = future.result()
+        cached = future.state.name == "Cached"
+        self.counts["cached" if cached else "executed"] += 1
+        progress.publish(News(stage, cell, done="cached" if cached else "done"))
+        return result
+
+    def take_cell(self, cell: str, stages: CellStages) -> None:
+        """Wait for the stages of a cell; its failure is kept, the other cells go on."""
+        try:
+            trained = self.take("train", stages.train, cell)
+            cached = stages.train.state.name == "Cached"
+            self.take("evaluate", stages.evaluate, cell)
+            self.cells[cell] = (trained, self.take("generate", stages.generate, cell), cached)
+        except Exception as error:  # noqa: BLE001 - kept, and raised at the end
+            self.failures[cell] = error
+            progress.warn("cell", f"failed: {error}", cell)
+
+    def done(self) -> list[str]:
+        """Return the cells whose stages all succeeded; raises the first failure if there is none."""
+        if not self.cells:
+            raise next(iter(self.failures.values()))
+        return list(self.cells)
+
+    def finish(self, compared: Compared) -> RunSummary:
+        """Close the books: the parent run gets table, picture and links. Raises `PartialError` if a cell failed."""
+        cells = {row.cell: self._summary(row) for row in compared.rows}
+        folder = workspace.store().path(compared.handle)
+        tracking.link_children(
+            self.run,
+            {cell: summary.run_id for cell, summary in cells.items()},
+            [cell for cell, summary in cells.items() if not summary.cached],
+        )
+        table = markdown_table(cells)
+        for name in (PICTURE, TABLE):
+            tracking.log_file(self.run.parent_run_id, folder / name)
+        tracking.log_text(self.run.parent_run_id, table, "comparison.md")
+        tracking.set_tags(self.run.parent_run_id, {"rnnlm.best_cell": compared.best_cell})
+        create_markdown_artifact(key="comparison", markdown=table, description=f"{self.run.preset} · {self.run.corpus}")
+        summary = RunSummary(
+            preset=self.run.preset,
+            corpus=self.run.corpus,
+            cells=cells,
+            best_cell=compared.best_cell,
+            parent_run_id=self.run.parent_run_id,
+            seconds=time.monotonic() - self.started,
+            tasks=dict(self.counts),
+        )
+        if self.failures:
+            reasons = "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
+            raise PartlyDoneError(summary, reasons)
+        return summary
+
+    def _summary(self, row: Row) -> CellSummary:
+        trained, samples, cached = self.cells[row.cell]
+        return CellSummary(
+            run_id=trained.run_id,
+            train_perplexity=row.train_perplexity,
+            valid_perplexity=row.valid_perplexity,
+            test_perplexity=row.test_perplexity,
+            bits_per_char=row.bits_per_char,
+            tokens_per_second=row.tokens_per_second,
+            parameters=row.parameters,
+            epochs=row.epochs,
+            cached=cached,
+            samples=tuple(sample.text for sample in samples.samples),
+        )
+
+
+class PartlyDoneError(PartialError):
+    """Some cells failed; carries the summary of those that are done."""
+
+    def __init__(self, summary: RunSummary, reasons: str) -> None:
+        super().__init__("some cells failed", reasons, "run the same command again: only they are trained")
+        self.summary = summary
+
+
+def markdown_table(cells: Mapping[str, CellSummary]) -> str:
+    """Return the comparison as a Markdown table."""
+    head = "| cell | train ppl | valid ppl | test ppl | bits/char | tokens/s | parameters | epochs |"
+    lines = [head, "|---" * 8 + "|"]
+    for cell, s in cells.items():
+        figures = [figure(s.train_perplexity), figure(s.valid_perplexity), figure(s.test_perplexity)]
+        rest = [figure(s.bits_per_char), f"{s.tokens_per_second:,.0f}", f"{s.parameters:,}", str(s.epochs)]
+        lines.append("| " + " | ".join([cell, *figures, *rest]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(value: float | None) -> str:
+    """Return a perplexity or rate with the digits people compare, a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}" if value < 100 else f"{value:,.1f}"

@@ -1,0 +1,70 @@
+"""Tables for people: the result of a run, and the tracked runs."""
+
+from datetime import datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flows.summary import figure
+from tasks.tracking import TrackedRun
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Return the comparison of a run's cells; the best is marked."""
+    table = _table(
+        "cell", "train ppl", "valid ppl", "test ppl", "bits/char", "tokens/s", "parameters", "epochs", "training"
+    )
+    for cell, f in summary["cells"].items():
+        table.add_row(
+            f"{cell} *" if cell == summary["best_cell"] else cell,
+            figure(f["train_perplexity"]),
+            figure(f["valid_perplexity"]),
+            figure(f["test_perplexity"]),
+            figure(f["bits_per_char"]),
+            f"{f['tokens_per_second']:,.0f}",
+            f"{f['parameters']:,}",
+            str(f["epochs"]),
+            "cached" if f["cached"] else "done",
+        )
+    table.title = f"{summary['preset']} · {summary['corpus']}   (* best)"
+    return table
+
+
+def runs_table(runs: list[TrackedRun]) -> Table:
+    """Return tracked cell runs, one line each."""
+    table = _table(
+        "started", "cell", "corpus", "preset", "train ppl", "valid ppl", "test ppl", "bits/char", "status", "run id"
+    )
+    for run in runs:
+        m = run.metrics
+        table.add_row(
+            f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}",
+            run.tags.get("rnnlm.cell", "?"),
+            run.tags.get("rnnlm.corpus", "?"),
+            run.tags.get("rnnlm.preset", "?"),
+            figure(m.get("best/train_perplexity")),
+            figure(m.get("best/valid_perplexity")),
+            figure(m.get("test/perplexity")),
+            figure(m.get(f"{run.tags.get('rnnlm.evaluated_split', 'test')}/bits_per_char")),
+            run.status.lower(),
+            run.run_id,
+        )
+    return table
+
+
+def ui_commands(tracking_uri: str) -> list[str]:
+    """Return the two commands that open the user interfaces."""
+    return [
+        "",
+        "see the runs:    mlflow ui --backend-store-uri " + tracking_uri + "   → http://127.0.0.1:5000",
+        "see the stages:  prefect server start   → http://127.0.0.1:4200",
+    ]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        numeric = column in ("train ppl", "valid ppl", "test ppl", "bits/char", "tokens/s", "parameters", "epochs")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("cell", "run id"))
+    return table

@@ -1,0 +1,79 @@
+"""Checkpoints: a training can be killed anywhere and goes on from its last complete checkpoint.
+
+A checkpoint is an artifact (safetensors beside JSON, verified when opened) and a small pointer file that is replaced
+atomically after the artifact is complete. The last two are kept.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rnnlm_core.errors import IntegrityError
+from rnnlm_core.store import Handle, Store, write_atomically
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a training needs to go on: tensors by name, and plain facts."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training, found by the training's key."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store = store
+        self.pointer: Path = store.root / "checkpoint" / f"{key}.json"
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint, then point to it, then drop all but the last two."""
+        from safetensors.torch import save_file
+
+        with self.store.draft("checkpoint") as draft:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()},
+                draft.folder / "state.safetensors",
+            )
+            (draft.folder / "state.json").write_text(json.dumps(snapshot.facts))
+            handle = draft.publish()
+        digests = [handle.sha256, *(d for d in self._digests() if d != handle.sha256)]
+        write_atomically(self.pointer, json.dumps(digests[:KEPT]).encode())
+        for digest in digests[KEPT:]:
+            shutil.rmtree(self.store.path(Handle("checkpoint", digest)), ignore_errors=True)
+
+    def load(self) -> tuple[Snapshot | None, list[str]]:
+        """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
+        from safetensors.torch import load_file
+
+        faults = []
+        for digest in self._digests():
+            try:
+                folder = self.store.open(Handle("checkpoint", digest))
+            except IntegrityError as error:
+                faults.append(str(error))
+                continue
+            facts = json.loads((folder / "state.json").read_text())
+            return Snapshot(load_file(folder / "state.safetensors"), facts), faults
+        return None, faults
+
+    def clear(self) -> None:
+        """Remove all checkpoints of this training: its result is safe."""
+        digests = self._digests()
+        self.pointer.unlink(missing_ok=True)
+        for digest in digests:
+            shutil.rmtree(self.store.path(Handle("checkpoint", digest)), ignore_errors=True)
+
+    def _digests(self) -> list[str]:
+        try:
+            digests: list[str] = json.loads(self.pointer.read_text())
+        except FileNotFoundError:
+            return []
+        return digests

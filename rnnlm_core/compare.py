@@ -1,0 +1,99 @@
+"""Cells side by side: the table people read, and the curves of all cells in one picture."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.store import Handle, Store
+from rnnlm_core.train import Trained
+
+PICTURE = "perplexity.png"
+TABLE = "table.json"
+# A palette that stays apart for colour-blind eyes and in print.
+COLOURS = {"rnn": "#0072B2", "gru": "#D55E00", "lstm": "#009E73"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a comparison; figures that a config does not ask for are None."""
+
+    cell: str
+    train_perplexity: float
+    valid_perplexity: float | None
+    test_perplexity: float | None
+    bits_per_char: float
+    tokens_per_second: float
+    parameters: int
+    epochs: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` returns: an artifact with table and picture, the rows, and the best cell."""
+
+    handle: Handle
+    rows: tuple[Row, ...]
+    best_cell: str
+
+
+def compare(trained: Sequence[Trained], evaluated: Sequence[Evaluated], store: Store) -> Compared:
+    """Put the cells beside each other; the best has the lowest validation (else training) perplexity."""
+    rows = tuple(_row(t, e) for t, e in zip(trained, evaluated, strict=True))
+    best = min(rows, key=lambda r: r.train_perplexity if r.valid_perplexity is None else r.valid_perplexity)
+    with store.draft("comparison") as draft:
+        (draft.folder / TABLE).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        plot_perplexity(trained, draft.folder / PICTURE)
+        return Compared(draft.publish(), rows, best.cell)
+
+
+def _row(trained: Trained, evaluated: Evaluated) -> Row:
+    return Row(
+        cell=trained.cell,
+        train_perplexity=trained.best.train_perplexity,
+        valid_perplexity=trained.best.valid_perplexity,
+        test_perplexity=evaluated.perplexity if evaluated.split == "test" else None,
+        bits_per_char=evaluated.bits_per_char,
+        tokens_per_second=trained.tokens_per_second,
+        parameters=trained.num_parameters,
+        epochs=len(trained.history),
+        best_epoch=trained.best_epoch,
+    )
+
+
+def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
+    """Draw perplexity against epoch, a colour per cell: validation solid, training dotted."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for one in trained:
+        colour = COLOURS[one.cell]
+        epochs = [epoch.number for epoch in one.history]
+        marker = "o" if len(epochs) <= 30 else ""
+        held_out = one.history[0].valid_perplexity is not None
+        axes.plot(
+            epochs,
+            [epoch.train_perplexity for epoch in one.history],
+            color=colour,
+            linestyle=":" if held_out else "-",
+            marker="" if held_out else marker,
+            markersize=3,
+            label=f"{one.cell} train",
+        )
+        if held_out:
+            valid = [epoch.valid_perplexity or math.nan for epoch in one.history]
+            axes.plot(epochs, valid, color=colour, marker=marker, markersize=3, label=f"{one.cell} valid")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("perplexity")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False, ncols=max(1, len(trained)))
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,326 @@
+"""The one config object: `RunConfig`, frozen dataclasses nested as the keys say (`train.learning_rate`).
+
+A default exists once, here; a preset (`presets.py`) is a function that returns a complete config. Values are
+strictly typed: `true` is no integer, `"7"` is no number. Every mistake of a config is reported, not the first.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rnnlm_core.errors import ConfigError, suggestion
+
+CELLS = ("rnn", "gru", "lstm")
+SPLITS = ("train", "valid", "test")
+
+
+def _option(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return field(default=default, metadata={k: v for k, v in limits.items() if v is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Which text, how it is normalised and how it is divided."""
+
+    name: str = "python-docs"
+    """A name of the catalogue, the path of a file or folder, or an http(s) address (`#sha256=…` pins its bytes)."""
+    normalizer: Literal["none", "letters", "chinese", "d2l-lines", "d2l-whole"] = "none"
+    """`none` keeps the text; `letters` keeps a–z and single spaces and fuses no words; `chinese` turns line ends into
+    spaces; `d2l-lines` and `d2l-whole` are the book's two editions."""
+    max_tokens: int = _option(0, at_least=0)
+    """Train on the first so many tokens only; 0 = all. The vocabulary still comes from the whole training split."""
+    split: str = "90/5/5"
+    """Train/valid/test shares, cut contiguously, or `given` for a corpus that is published in three files."""
+
+    @property
+    def shares(self) -> tuple[int, int, int] | None:
+        """The three shares as whole numbers, or None for `given`."""
+        if self.split == "given":
+            return None
+        first, second, third = (int(part) for part in self.split.split("/"))
+        return first, second, third
+
+    def has_split(self, name: str) -> bool:
+        """Whether the split called `name` will hold anything."""
+        return self.shares is None or self.shares[SPLITS.index(name)] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What a token is, and which tokens have an id."""
+
+    level: Literal["char", "word"] = "char"
+    """`char`: one Unicode character; `word`: what stands between white space."""
+    min_freq: int = _option(1, at_least=1)
+    """Rarer tokens of the training split become `<unk>`."""
+    reserved_tokens: tuple[str, ...] = ()
+    """Tokens that get the ids after `<unk>` whether they occur or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of the network."""
+
+    hidden_size: int = _option(256, at_least=1, at_most=16384)
+    num_layers: int = _option(1, at_least=1, at_most=16)
+    embedding_size: int = _option(0, at_least=0, at_most=16384)
+    """0 = the book's one-hot input (its product with the input weights is done as a row gather)."""
+    dropout: float = _option(0.0, at_least=0.0, below=1.0)
+    """On the non-recurrent connections: after the embedding, between layers, before the output (Zaremba 2014)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is fitted."""
+
+    epochs: int = _option(10, at_least=1, at_most=1_000_000)
+    batch_size: int = _option(32, at_least=1)
+    num_steps: int = _option(35, at_least=1)
+    """Length of truncated back-propagation through time, in tokens."""
+    partition: Literal["sequential", "random"] = "sequential"
+    """`sequential` carries the state from minibatch to minibatch; `random` shuffles subsequences and resets it."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: float = _option(3e-3, above=0.0, at_most=1e6)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` anneals the learning rate per update from `learning_rate` to 0 over all epochs."""
+    clip_norm: float = _option(1.0, at_least=0.0)
+    """Largest global gradient norm; 0 = no clipping."""
+    seed: int = _option(0, at_least=0, at_most=2**32 - 1)
+    device: str = "auto"
+    """`auto` (CUDA when present), `cpu`, `cuda` or `cuda:N`."""
+
+    @property
+    def fewest_tokens(self) -> int:
+        """The length from which every random offset of the partition leaves at least one minibatch."""
+        largest_offset = self.num_steps if self.partition == "sequential" else self.num_steps - 1
+        return self.batch_size * self.num_steps + largest_offset + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What the trained model is measured on."""
+
+    split: Literal["train", "valid", "test"] = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How samples are drawn."""
+
+    prefixes: tuple[str, ...] = ()
+    """What the samples continue; none = the first words of the evaluated split."""
+    length: int = _option(200, at_least=1, at_most=10_000)
+    """Tokens to add to each prefix."""
+    temperature: float = _option(0.0, at_least=0.0, at_most=5.0)
+    """0 = greedy (argmax), as the book does; otherwise samples from softmax(logits / temperature)."""
+    seed: int = _option(0, at_least=0, at_most=2**32 - 1)
+    unknown: Literal["map", "error"] = "map"
+    """Prefix tokens outside the vocabulary: read them as `<unk>` with a warning, or refuse them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run depends on; equal configs on equal text give equal results."""
+
+    cells: tuple[str, ...] = CELLS
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the config as dotted keys and plain values, in the order of the classes."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with dotted keys changed; a string is read as the type of its key (as `--set` gives it).
+
+    Raises `ConfigError` with one line per mistake: unknown keys (with a suggestion), wrong types, values out of range.
+    """
+    types_of = dict(_typed_keys(RunConfig))
+    mistakes: list[str] = []
+    values = flatten(config)
+    for key, value in changes.items():
+        if key not in types_of:
+            mistakes.append(f"unknown config key: {key}: {suggestion(key, _neighbours(key, list(types_of)))}")
+            continue
+        try:
+            values[key] = _read(value, types_of[key])
+        except ValueError as error:
+            mistakes.append(f"`{key}` {error}. Got {value!r}")
+    if mistakes:
+        raise ConfigError(*mistakes)
+    changed: RunConfig = _unflatten(RunConfig, values)
+    check(changed)
+    return changed
+
+
+def check(config: RunConfig) -> None:
+    """Raise `ConfigError` naming every value that breaks a rule."""
+    mistakes = [*_limits(config), *_rules(config)]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _neighbours(key: str, known: list[str]) -> list[str]:
+    """Known keys worth listing for a mistyped `key`: those of its section, or the closest, or all."""
+    section = [name for name in known if "." in key and name.split(".")[0] == key.split(".", maxsplit=1)[0]]
+    last = key.rsplit(".", maxsplit=1)[-1]
+    close = [n for n in known if difflib.SequenceMatcher(None, n.rsplit(".", maxsplit=1)[-1], last).ratio() > 0.75]
+    return list(dict.fromkeys(close + section)) or known
+
+
+def _typed_keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        kind = hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _typed_keys(kind, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, kind
+
+
+def _unflatten(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for item in fields(cls):
+        kind = hints[item.name]
+        key = prefix + item.name
+        arguments[item.name] = _unflatten(kind, values, f"{key}.") if dataclasses.is_dataclass(kind) else values[key]
+    return cls(**arguments)
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`, or raise ValueError("must be …"). Strings are parsed, everything else must fit."""
+    if get_origin(kind) is tuple:
+        return _read_tuple(value)
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        if value not in choices:
+            raise ValueError("must be one of " + ", ".join(map(str, choices)))
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError("must be a string")
+        return value
+    if kind is int:
+        if isinstance(value, str) and value.lstrip("+-").isdecimal():
+            return int(value)
+        if type(value) is int:
+            return value
+        raise ValueError("must be an integer")
+    if kind is float:
+        if type(value) in (int, float):
+            return float(value)
+        try:
+            return float(value) if isinstance(value, str) else _refuse("must be a number")
+        except ValueError:
+            raise ValueError("must be a number") from None
+    raise AssertionError(f"no reader for {kind}")
+
+
+def _refuse(rule: str) -> Any:
+    raise ValueError(rule)
+
+
+def _read_tuple(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        if value.startswith("["):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise ValueError("must be a JSON list or a comma-separated list") from None
+        else:
+            value = [part for part in value.split(",") if part]
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
+        raise ValueError("must be a list of strings")
+    return tuple(value)
+
+
+def _limits(config: Any, prefix: str = "") -> Iterator[str]:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        key = prefix + item.name
+        if dataclasses.is_dataclass(value):
+            yield from _limits(value, f"{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"`{key}` must be finite. Got {value}"
+        else:
+            for rule, limit in item.metadata.items():
+                kept = {
+                    "at_least": lambda v, m: v >= m,
+                    "above": lambda v, m: v > m,
+                    "at_most": lambda v, m: v <= m,
+                    "below": lambda v, m: v < m,
+                }[rule](value, limit)
+                if not kept:
+                    yield f"`{key}` must be {rule.replace('_', ' ')} {limit}. Got {value}"
+
+
+def _rules(config: RunConfig) -> Iterator[str]:
+    """Yield what single values cannot show: rules between keys, and names with a grammar."""
+    unknown = [cell for cell in config.cells if cell not in CELLS]
+    for cell in unknown:
+        yield f"unknown cell: {cell}: {suggestion(cell, list(CELLS))}"
+    for cell in sorted({cell for cell in config.cells if config.cells.count(cell) > 1}):
+        yield f"`cells` must name each cell once. Got {cell} twice"
+    if not config.cells:
+        yield f"`cells` must name at least one of {', '.join(CELLS)}. Got none"
+    yield from _split_rules(config)
+    device = config.train.device
+    if device not in ("auto", "cpu", "cuda") and not (
+        device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()
+    ):
+        yield f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"
+    if 0 < config.corpus.max_tokens < config.train.fewest_tokens:
+        yield (
+            f"`corpus.max_tokens` must be at least {config.train.fewest_tokens} to fill one batch of "
+            f"{config.train.batch_size} x {config.train.num_steps}. Got {config.corpus.max_tokens}"
+        )
+    if any(not prefix for prefix in config.generate.prefixes):
+        yield "`generate.prefixes` must hold no empty prefix. Got ''"
+    if config.generate.temperature == 0 and config.generate.seed != 0:
+        yield (
+            "`generate.seed` has no effect at temperature 0 (greedy): set generate.temperature above 0. "
+            f"Got {config.generate.seed}"
+        )
+
+
+def _split_rules(config: RunConfig) -> Iterator[str]:
+    split = config.corpus.split
+    if split != "given":
+        parts = split.split("/")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[0]) == 0:
+            yield (
+                f"`corpus.split` must be three whole numbers like 90/5/5, the first above 0, or `given`. Got {split!r}"
+            )
+            return
+    if not config.corpus.has_split(config.evaluate.split):
+        there = ", ".join(name for name in SPLITS if config.corpus.has_split(name))
+        yield (
+            f"`evaluate.split` must name a split that holds something ({there} under corpus.split={split}). "
+            f"Got {config.evaluate.split}"
+        )

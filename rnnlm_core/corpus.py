@@ -1,0 +1,184 @@
+"""The parquet corpus: token ids in splits that do not overlap.
+
+A `corpus` artifact holds `train.parquet`, `valid.parquet` and `test.parquet` (those that hold anything), each with one
+column `id` of the smallest unsigned type, and `corpus.json`. Any parquet reader can use them: the schema's metadata
+names tokenizer, normaliser and vocabulary. Written and read a row group at a time.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rnnlm_core.config import SPLITS
+from rnnlm_core.errors import DataError
+from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, tokenizer
+from rnnlm_core.vocabulary import Vocabulary, split_lengths
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What a split holds: its tokens, those of them that are `<unk>`, and the characters behind all but the first.
+
+    A model predicts every token but the first, so bits per character divide by `predicted_chars`.
+    """
+
+    num_tokens: int
+    num_unknown: int
+    predicted_chars: int
+
+    @property
+    def oov_rate(self) -> float:
+        """The share of tokens without an id of their own."""
+        return self.num_unknown / self.num_tokens
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `build_corpus` returns: the artifact and the facts of each split."""
+
+    handle: Handle
+    splits: dict[str, SplitFacts]
+
+
+def build_corpus(
+    tokens: Tokens,
+    vocabulary: Handle,
+    shares: tuple[int, int, int] | None,
+    max_tokens: int,
+    store: Store,
+) -> Corpus:
+    """Cut the tokens into contiguous splits and write their ids.
+
+    `max_tokens` (0 = all) keeps the first so many tokens of the training split.
+
+    Raises `DataError` if a split is too short to predict one token.
+    """
+    source = store.open(tokens.handle)
+    words = Vocabulary.load(store.open(vocabulary))
+    facts = token_facts(source)
+    metadata = {
+        "rnnlm.level": facts["level"],
+        "rnnlm.normalizer": facts["normalizer"],
+        "rnnlm.tokens": tokens.handle.sha256,
+        "rnnlm.vocabulary": vocabulary.sha256,
+    }
+    splits = {}
+    with store.draft("corpus") as draft:
+        for name, path, start, length in _ranges(source, facts["num_tokens"], shares):
+            kept = min(length, max_tokens) if name == "train" and max_tokens else length
+            if kept < 2:
+                raise too_short(kept, 2, f"split `{name}`", "give a longer text or change corpus.split")
+            splits[name] = _write_split(
+                path,
+                start,
+                kept,
+                words,
+                facts["level"],
+                draft.folder / f"{name}.parquet",
+                metadata | {"rnnlm.split": name},
+            )
+        about = {**metadata, "splits": {name: asdict(split) for name, split in splits.items()}}
+        (draft.folder / "corpus.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+        return Corpus(draft.publish(), splits)
+
+
+def too_short(found: int, need: int, where: object, remedy: str) -> DataError:
+    """Return the error for a text with fewer tokens than are needed."""
+    return DataError(f"text too short, needs at least {need} tokens", f"{found} tokens in {where}", remedy)
+
+
+def corpus_facts(folder: Path) -> dict[str, SplitFacts]:
+    """Return the facts of the splits of a `corpus` artifact."""
+    about = json.loads((folder / "corpus.json").read_text())
+    return {name: SplitFacts(**facts) for name, facts in about["splits"].items()}
+
+
+def corpus_conventions(folder: Path) -> tuple[str, str]:
+    """Return tokenizer level and normaliser of a `corpus` artifact: a model needs both to read a prefix."""
+    about = json.loads((folder / "corpus.json").read_text())
+    return about["rnnlm.level"], about["rnnlm.normalizer"]
+
+
+def id_batches(path: Path) -> Iterator[np.ndarray]:
+    """Yield the ids of a split, one row group at a time, page checksums verified."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group).column("id").to_numpy()
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Return all ids of a split in their smallest type (one or two bytes a token for any usual vocabulary)."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        rows, kind = file.metadata.num_rows, file.schema_arrow.field("id").type.to_pandas_dtype()
+    ids = np.empty(rows, dtype=kind)
+    start = 0
+    for batch in id_batches(path):
+        ids[start : start + len(batch)] = batch
+        start += len(batch)
+    return ids
+
+
+def id_type(vocabulary_size: int) -> Any:
+    """Return the smallest unsigned numpy type that holds every id."""
+    return next(t for t in (np.uint8, np.uint16, np.uint32) if vocabulary_size - 1 <= np.iinfo(t).max)
+
+
+def _ranges(
+    source: Path, counts: dict[str, int], shares: tuple[int, int, int] | None
+) -> Iterator[tuple[str, Path, int, int]]:
+    """Yield (split, tokens file, first token, number of tokens); no two ranges of a file overlap."""
+    if "whole" not in counts:
+        for name in SPLITS:
+            yield name, source / f"{name}.parquet", 0, counts[name]
+        return
+    start = 0
+    for name, length in split_lengths(counts["whole"], shares).items():
+        if shares and shares[SPLITS.index(name)]:
+            yield name, source / "whole.parquet", start, length
+        start += length
+
+
+def _write_split(
+    path: Path, start: int, length: int, words: Vocabulary, level: str, target: Path, metadata: dict[str, str]
+) -> SplitFacts:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = id_type(len(words))
+    schema = pa.schema([("id", pa.from_numpy_dtype(kind))], metadata=metadata)
+    separator = len(tokenizer(level).join)
+    unknown = chars = written = 0
+    with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
+        for indices, dictionary in _slice(token_batches(path), start, length):
+            ids = np.array(words[dictionary], dtype=kind)[indices]
+            widths = np.array([len(token) for token in dictionary], dtype=np.int64)
+            chars += int(widths[indices].sum()) + separator * len(indices)
+            if not written:
+                chars -= int(widths[indices[0]]) + separator  # the first token is given, not predicted
+            unknown += int((ids == 0).sum())
+            written += len(ids)
+            writer.write_table(pa.table([pa.array(ids)], schema=schema), row_group_size=ROW_GROUP)
+    return SplitFacts(written, unknown, chars)
+
+
+def _slice(
+    batches: Iterator[tuple[np.ndarray, list[str]]], start: int, length: int
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Yield the part of the batches that lies in [start, start + length)."""
+    at = 0
+    for indices, dictionary in batches:
+        part = indices[max(start - at, 0) : max(start + length - at, 0)]
+        if len(part):
+            yield part, dictionary
+        at += len(indices)
+        if at >= start + length:
+            return

@@ -1,0 +1,334 @@
+"""Where texts come from: the catalogue, a file or folder, an address, or Python's own documentation.
+
+`resolve` says what a name means and looks at what lies on this machine without writing anything; `download` brings
+the bytes into the store, checked against their digest. A mirror (`RNNLM_MIRROR`: a folder or an address holding the
+catalogue's file names) is tried before the public addresses.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rnnlm_core.catalogue import CATALOGUE, CorpusFile
+from rnnlm_core.config import SPLITS, CorpusConfig, RunConfig
+from rnnlm_core.corpus import too_short
+from rnnlm_core.errors import (
+    DataError,
+    IntegrityError,
+    NetworkError,
+    ResourceError,
+    RnnlmError,
+    UsageError,
+    suggestion,
+)
+from rnnlm_core.normalize import normalizer, read_blocks
+from rnnlm_core.store import Handle, Store, file_sha256
+from rnnlm_core.tokenize import normalized_blocks, nothing_left, tokenizer
+from rnnlm_core.vocabulary import split_lengths
+
+TIMEOUT_SECONDS = 30
+EMBEDDED = "python-docs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a corpus name means here and now.
+
+    `files` maps each split (or `whole`) to the SHA-256 its bytes must have, "" if nobody promised one. `location`
+    is the path or address, which is no part of the identity.
+    """
+
+    name: str
+    kind: str
+    location: str
+    files: tuple[tuple[str, str], ...]
+
+    def cache_identity(self) -> tuple[tuple[str, str], ...] | None:
+        """The digests alone, or None when they are not known before the download."""
+        return self.files if all(digest for _, digest in self.files) else None
+
+
+@dataclass(frozen=True)
+class Text:
+    """What `download` returns: the artifact, its size, and the digest of the source bytes per file."""
+
+    handle: Handle
+    num_bytes: int
+    sha256: dict[str, str]
+
+
+def resolve(name: str) -> Source:
+    """Return the source a corpus name stands for; local files are hashed, nothing is written or fetched."""
+    if name == EMBEDDED:
+        digest = hashlib.sha256(_embedded_text().encode()).hexdigest()
+        return Source(name, "embedded", "", (("whole", digest),))
+    if name in CATALOGUE:
+        files = tuple((file.split, file.sha256) for file in CATALOGUE[name].files)
+        return Source(name, "catalogue", "", files)
+    if "://" in name:
+        return _address(name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        known = suggestion(name, list(CATALOGUE))
+        if os.sep in name or path.suffix:
+            raise DataError("no such file or folder", name, f"give a path that exists or a corpus name ({known})")
+        raise UsageError("unknown corpus", name, f"{known}; or give the path of a text")
+    files = tuple((split, _sha256_of(paths)) for split, paths in _local_files(path).items())
+    return Source(path.resolve().stem, "local", str(path.resolve()), files)
+
+
+def inspect(source: Source, config: RunConfig) -> None:
+    """Read a local or embedded text far enough to know that it can become a corpus; raise `DataError` if not.
+
+    Texts that are not on this machine are inspected when they arrive.
+    """
+    check_split(source, config.corpus)
+    if source.kind in ("local", "embedded"):
+        with tempfile.TemporaryDirectory() as folder:
+            for split, path in _texts(source, Path(folder)):
+                _inspect_text(path, split, config, source.location or source.name)
+
+
+def check_split(source: Source, corpus: CorpusConfig) -> None:
+    """Raise `UsageError` when the config divides a corpus that comes divided, or the other way round."""
+    names = [split for split, _ in source.files]
+    if corpus.split == "given" and "whole" in names:
+        raise UsageError(
+            "`corpus.split` given needs a corpus in three files",
+            source.name,
+            "use `--set corpus.split=90/5/5`",
+        )
+    if corpus.split != "given" and "whole" not in names:
+        raise UsageError(
+            "this corpus is published in three files",
+            f"corpus.split={corpus.split}",
+            "use `--set corpus.split=given`",
+        )
+
+
+def download(source: Source, store: Store) -> Text:
+    """Bring a text into the store.
+
+    Raises:
+        IntegrityError: no place had the promised bytes (both digests are named).
+        NetworkError: nothing answered (what was tried is named).
+    """
+    with store.draft("text") as draft, tempfile.TemporaryDirectory() as folder:
+        digests = {}
+        promised = dict(source.files)
+        for split, path in _texts(source, Path(folder)):
+            target = draft.folder / f"{split}.txt"
+            shutil.copyfile(path, target)
+            digests[split] = file_sha256(target)
+            if promised[split] and digests[split] != promised[split]:
+                raise IntegrityError(
+                    "the text changed while it was read",
+                    f"{source.location or source.name} (sha256 {promised[split]} before, {digests[split]} now)",
+                    "run the same command again",
+                )
+            if not target.stat().st_size:
+                raise DataError("the text is empty", source.location or source.name, "give a text that holds something")
+        size = sum(path.stat().st_size for path in draft.folder.iterdir())
+        return Text(draft.publish(), size, digests)
+
+
+def _texts(source: Source, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (split, path) of each file of the source; what is not a file yet is put into `folder`."""
+    if source.kind == "embedded":
+        path = folder / "whole.txt"
+        path.write_text(_embedded_text(), encoding="utf-8", newline="")
+        yield "whole", path
+    elif source.kind == "catalogue":
+        for file in CATALOGUE[source.name].files:
+            yield file.split, _fetch(file, folder)
+    elif source.kind == "address":
+        (_, digest), *_ = source.files
+        yield "whole", _fetch(CorpusFile("whole", "", digest, 0, (source.location,)), folder)
+    else:
+        for split, paths in _local_files(Path(source.location)).items():
+            if len(paths) == 1:
+                yield split, paths[0]
+                continue
+            joined = folder / f"{split}.txt"
+            with joined.open("wb") as out:
+                for part in _joined(paths):
+                    out.write(part)
+            yield split, joined
+
+
+def _embedded_text() -> str:
+    import pydoc_data.topics
+
+    return "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+
+
+def _address(name: str) -> Source:
+    """Read `http(s)://…`, with the digest its bytes must have as an optional `#sha256=…`."""
+    address, _, fragment = name.partition("#")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            "only http and https addresses can be downloaded",
+            _without_password(address),
+            "give a local path instead",
+        )
+    digest = fragment.removeprefix("sha256=").lower()
+    if fragment and (not fragment.startswith("sha256=") or len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        raise UsageError(
+            "a digest is written #sha256= and 64 hexadecimal digits",
+            f"#{fragment}",
+            "correct it or leave it out",
+        )
+    return Source(Path(parts.path).stem or parts.hostname, "address", address, (("whole", digest),))
+
+
+def _without_password(address: str) -> str:
+    parts = urlsplit(address)
+    return address.replace(f":{parts.password}@", ":***@") if parts.password else address
+
+
+def _local_files(path: Path) -> dict[str, list[Path]]:
+    """Return the files behind a path: itself, train/valid/test of a folder, or all its texts as one."""
+    if path.is_file():
+        if not path.stat().st_size:
+            raise DataError("the file is empty", path, "give a text that holds something")
+        return {"whole": [path]}
+    splits = {split: path / f"{split}.txt" for split in SPLITS}
+    if all(file.is_file() for file in splits.values()):
+        return {split: _local_files(file)["whole"] for split, file in splits.items()}
+    files = sorted(file for file in path.rglob("*.txt") if file.stat().st_size)
+    if not files:
+        raise DataError("the folder holds no text (*.txt)", path, "give a folder of UTF-8 texts")
+    return {"whole": files}
+
+
+def _joined(paths: list[Path]) -> Iterator[bytes]:
+    """Yield the bytes of several files as one text: each ends with a line end."""
+    for path in paths:
+        last = b"\n"
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                last = part
+                yield part
+        if not last.endswith(b"\n"):
+            yield b"\n"
+
+
+def _sha256_of(paths: list[Path]) -> str:
+    if len(paths) == 1:
+        return file_sha256(paths[0])
+    digest = hashlib.sha256()
+    for part in _joined(paths):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None:
+    """Count tokens until there are enough; the whole file is decoded, so that no bad byte shows up later."""
+    rule, level = normalizer(config.corpus.normalizer), config.tokenizer.level
+    cut = tokenizer(level).split
+    need = config.train.fewest_tokens
+    enough = need if split in ("whole", "train") else 2
+    if split == "whole":
+        while split_lengths(enough, config.corpus.shares)["train"] < need:
+            enough += max(1, need - split_lengths(enough, config.corpus.shares)["train"])
+    found = 0
+    for block in normalized_blocks(path, rule, level):
+        found += len(block) if level == "char" else len(cut(block))
+        if found >= enough:
+            break
+    for _ in read_blocks(path):
+        pass
+    if not found:
+        raise nothing_left(where, config.corpus.normalizer)
+    if found < enough:
+        part = where if split == "whole" else f"split `{split}` of {where}"
+        raise too_short(found, enough, part, "give a longer text, or lower train.batch_size or train.num_steps")
+
+
+def _fetch(file: CorpusFile, folder: Path) -> Path:
+    """Return the path of the file's bytes, from the mirror or the first address that has them."""
+    tried: list[str] = []
+    wrong: list[str] = []
+    for place in [*_mirror_places(file), *file.addresses]:
+        shown = _without_password(place)
+        try:
+            path = _bring(place, folder)
+        except RnnlmError:
+            raise
+        except (OSError, ValueError) as error:
+            tried.append(f"{shown} ({_reason(error)})")
+            continue
+        got = file_sha256(path)
+        if file.sha256 and got != file.sha256:
+            wrong.append(f"{shown} has sha256 {got} ({path.stat().st_size} bytes)")
+            continue
+        return path
+    if wrong:
+        raise IntegrityError(
+            f"digest mismatch, expected sha256 {file.sha256}",
+            "; ".join(wrong + tried),
+            "correct or unset RNNLM_MIRROR, or give the text by its path",
+        )
+    name = file.name or "the file"
+    raise NetworkError(
+        "cannot download",
+        f"tried {'; '.join(tried)}",
+        f"set RNNLM_MIRROR to a folder or address that holds {name}, or give a text of your own with --corpus PATH",
+    )
+
+
+def _mirror_places(file: CorpusFile) -> list[str]:
+    mirror = os.environ.get("RNNLM_MIRROR", "")
+    if not mirror or not file.name:
+        return []
+    return [f"{mirror.rstrip('/')}/{file.name}" if "://" in mirror else str(Path(mirror).expanduser() / file.name)]
+
+
+def _bring(place: str, folder: Path) -> Path:
+    """Return the bytes of a path as they lie, or those of an address as a new file in `folder`."""
+    if "://" not in place:
+        path = Path(place)
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        return path
+    import pooch
+
+    if urlsplit(place).scheme not in ("http", "https"):
+        raise UsageError(
+            "only http and https addresses can be downloaded",
+            _without_password(place),
+            "correct RNNLM_MIRROR",
+        )
+    pooch.get_logger().setLevel("WARNING")
+    target = Path(tempfile.mkdtemp(dir=folder))
+    # Some hosts refuse Python's default user agent.
+    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, headers={"User-Agent": "rnnlm/0.1"})
+    try:
+        return Path(pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=downloader))
+    except OSError as error:
+        if error.errno == 28:
+            raise ResourceError("no space left while downloading", target, "free some space") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """Return why a download failed, in a few words."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code}"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    name = type(error).__name__
+    return {
+        "ConnectionError": "no connection",
+        "ConnectTimeout": "timed out",
+        "ReadTimeout": "timed out",
+        "ChunkedEncodingError": "body cut short",
+        "SSLError": "TLS failed",
+    }.get(name, name)

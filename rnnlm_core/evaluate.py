@@ -1,0 +1,81 @@
+"""Perplexity: how many tokens, on geometric average, the model hesitates between.
+
+exp of the mean negative log-likelihood over the whole stream, the state carried from its first token to its last.
+`<eos>` is a token like any other where a corpus has it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rnnlm_core.corpus import corpus_facts, read_ids
+from rnnlm_core.model import LanguageModel, load_model
+from rnnlm_core.store import Handle, Store
+
+CHUNK = 512
+"""Tokens per forward pass; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` returns. `loss` is in nats per token; bits per character compare across tokenizers."""
+
+    split: str
+    loss: float
+    perplexity: float
+    bits_per_char: float
+    oov_rate: float
+    num_tokens: int
+
+
+def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluated:
+    """Measure a trained model on one split of a corpus.
+
+    `bits_per_char` = nats of the whole stream / ln 2 / characters behind the predicted tokens.
+    """
+    saved = load_model(store.open(model))
+    folder = store.open(corpus)
+    facts = corpus_facts(folder)[split]
+    ids = torch.from_numpy(read_ids(folder / f"{split}.parquet").astype("int32"))
+    nats = stream_loss(saved.model, ids)
+    loss = nats / (len(ids) - 1)
+    return Evaluated(
+        split=split,
+        loss=loss,
+        perplexity=perplexity(loss),
+        bits_per_char=nats / math.log(2) / facts.predicted_chars,
+        oov_rate=facts.oov_rate,
+        num_tokens=len(ids),
+    )
+
+
+def stream_loss(model: LanguageModel, ids: Tensor) -> float:
+    """Return the negative log-likelihood, in nats, of tokens 1..n-1 of a stream given all that came before.
+
+    Dropout is off; the model is left in the mode it was in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            state = model.initial_state(1)
+            total = torch.zeros((), dtype=torch.float64, device=ids.device)
+            for start in range(0, len(ids) - 1, CHUNK):
+                part = ids[start : start + CHUNK + 1]
+                logits, state = model(part[None, :-1], state)
+                losses = F.cross_entropy(logits[0], part[1:].long(), reduction="none")
+                total += losses.sum(dtype=torch.float64)
+            return float(total)
+    finally:
+        model.train(training)
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), `inf` where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,147 @@
+"""Reading a text in bounded memory, and the rules that turn it into the text that is modelled.
+
+A text comes as blocks of whole lines. A normaliser maps block to block; what it does at the seam of two blocks is
+part of its definition, so that the result does not depend on where the seams are.
+"""
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rnnlm_core.errors import DataError, unknown_name
+
+BLOCK_BYTES = 1 << 20
+"""A block is about this long: large enough to be fast, small enough for any machine."""
+
+_NOT_LETTERS = re.compile("[^A-Za-z]+")
+_FOREIGN = {
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"%PDF": "PDF",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """A named rule. `joins_lines`: lines that end up separate in words follow each other directly in characters."""
+
+    name: str
+    blocks: Callable[[Iterable[str]], Iterator[str]]
+    prefix: Callable[[str], str]
+    """The same rule for the start of a text that goes on: nothing is stripped from its end."""
+    joins_lines: bool = False
+
+
+def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
+    """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at a space).
+
+    A byte-order mark is dropped; CR LF and CR become LF. Raises `DataError` with the byte offset when the file is
+    not UTF-8, and with the likely format when it is not text.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    offset, rest = 0, ""
+    with path.open("rb") as file:
+        while True:
+            raw = file.read(block_bytes)
+            if offset == 0:
+                _refuse_foreign(path, raw)
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                at = offset - waiting + error.start
+                raise DataError(
+                    f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}",
+                    path,
+                    "convert the file to UTF-8",
+                ) from None
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset += len(raw)
+            text = rest + text
+            # A CR at the end of a block may be half of a CR LF.
+            held = "\r" if raw and text.endswith("\r") else ""
+            text = text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            if not raw:
+                if text:
+                    yield text
+                return
+            cut = text.rfind("\n") + 1
+            if not cut and len(text) > 8 * block_bytes:
+                cut = text.rfind(" ") + 1 or len(text)
+            if cut:
+                yield text[:cut]
+            rest = text[cut:] + held
+
+
+def _refuse_foreign(path: Path, raw: bytes) -> None:
+    for magic, name in _FOREIGN.items():
+        if raw.startswith(magic):
+            raise DataError(f"not a plain text, looks like {name}", path, "unpack or convert it to UTF-8 text")
+
+
+def _as_it_is(blocks: Iterable[str]) -> Iterator[str]:
+    yield from blocks
+
+
+def _letters(text: str) -> str:
+    return _NOT_LETTERS.sub(" ", text).lower()
+
+
+def _letters_whole(blocks: Iterable[str]) -> Iterator[str]:
+    """Runs of non-letters become one space, also across blocks; nothing is stripped (the book's edition 1.0)."""
+    spaced = False
+    for block in blocks:
+        text = _letters(block)
+        if spaced and text.startswith(" "):
+            text = text[1:]
+        if text:
+            spaced = text.endswith(" ")
+            yield text
+
+
+def _letters_stripped(blocks: Iterable[str]) -> Iterator[str]:
+    """As `_letters_whole`, without the space at the start and at the end."""
+    started, held = False, ""
+    for block in _letters_whole(blocks):
+        text = held + block if started else block.lstrip(" ")
+        if not text:
+            continue
+        started = True
+        held = " " if text.endswith(" ") else ""
+        yield text.removesuffix(" ")
+
+
+def _letters_by_line(blocks: Iterable[str]) -> Iterator[str]:
+    """Each line by itself, stripped (the book's edition 2.0); lines stay apart here, and meet in characters."""
+    for block in blocks:
+        yield "\n".join(_letters(line).strip() for line in block.split("\n"))
+
+
+def _without_line_ends(blocks: Iterable[str]) -> Iterator[str]:
+    for block in blocks:
+        yield block.replace("\n", " ")
+
+
+NORMALIZERS: dict[str, Normalizer] = {
+    n.name: n
+    for n in (
+        Normalizer("none", _as_it_is, lambda text: text),
+        Normalizer("letters", _letters_stripped, lambda text: _letters(text).lstrip(" ")),
+        Normalizer("chinese", _without_line_ends, lambda text: text.replace("\n", " ")),
+        Normalizer("d2l-lines", _letters_by_line, lambda text: _letters(text).lstrip(" "), joins_lines=True),
+        Normalizer("d2l-whole", _letters_whole, _letters),
+    )
+}
+
+
+def normalizer(name: str) -> Normalizer:
+    """Return the normaliser called `name`."""
+    if name not in NORMALIZERS:
+        raise unknown_name("normalizer", name, list(NORMALIZERS))
+    return NORMALIZERS[name]

@@ -1,0 +1,106 @@
+"""Presets: functions that return a complete config. A variant takes three lines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rnnlm_core.catalogue import CATALOGUE
+from rnnlm_core.config import (
+    CorpusConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    override,
+)
+from rnnlm_core.errors import unknown_name
+
+
+def quickstart() -> RunConfig:
+    """Python's own language reference, characters: no network, under 3 minutes on 2 cores, readable samples."""
+    return RunConfig(
+        corpus=CorpusConfig(name="python-docs"),
+        model=ModelConfig(hidden_size=256, embedding_size=64, dropout=0.1),
+        train=TrainConfig(epochs=4, batch_size=32, num_steps=64, learning_rate=4e-3, schedule="cosine"),
+        generate=GenerateConfig(prefixes=("The ",), length=200, temperature=0.5),
+    )
+
+
+def smoke() -> RunConfig:
+    """The whole chain, tiny: what a CI job runs on every change."""
+    return RunConfig(
+        corpus=CorpusConfig(name="python-docs", max_tokens=60_000, split="96/2/2"),
+        model=ModelConfig(hidden_size=64, embedding_size=32),
+        train=TrainConfig(epochs=2, batch_size=16, num_steps=32, learning_rate=1e-2),
+        generate=GenerateConfig(prefixes=("The ",), length=40, temperature=0.5),
+    )
+
+
+def time_machine() -> RunConfig:
+    """The whole novel, letters only, with honest splits and settings that generalise."""
+    return RunConfig(
+        corpus=CorpusConfig(name="time-machine", normalizer="letters"),
+        model=ModelConfig(hidden_size=256, embedding_size=64, dropout=0.3),
+        train=TrainConfig(epochs=15, batch_size=32, num_steps=64, learning_rate=4e-3, schedule="cosine"),
+        generate=GenerateConfig(prefixes=("time traveller", "traveller"), length=100, temperature=0.5),
+    )
+
+
+def d2l_time_machine() -> RunConfig:
+    """The book's exact settings: first 10,000 characters, no held-out text, 500 epochs, training perplexity."""
+    return RunConfig(
+        corpus=CorpusConfig(name="time-machine", normalizer="d2l-lines", max_tokens=10_000, split="100/0/0"),
+        model=ModelConfig(hidden_size=256),
+        train=TrainConfig(epochs=500, batch_size=32, num_steps=35, optimizer="sgd", learning_rate=1.0),
+        evaluate=EvaluateConfig(split="train"),
+        generate=GenerateConfig(prefixes=("time traveller", "traveller"), length=50),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "quickstart": quickstart,
+    "smoke": smoke,
+    "time-machine": time_machine,
+    "d2l-time-machine": d2l_time_machine,
+}
+
+
+def run_config(
+    preset: str = "quickstart",
+    corpus: str | None = None,
+    cells: Sequence[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return a preset with another corpus, other cells and changed keys, checked as a whole.
+
+    Another `corpus` brings its own normaliser, split and prefixes (a text of one's own is kept as it is and cut
+    90/5/5); `changes` win over everything.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, list(PRESETS))
+    config = PRESETS[preset]()
+    if corpus is not None and corpus != config.corpus.name:
+        config = _on(config, corpus)
+    changed = dict(changes or {})
+    if cells is not None:
+        changed["cells"] = list(cells)
+    return override(config, changed)
+
+
+def _on(config: RunConfig, corpus: str) -> RunConfig:
+    """Return `config` on another corpus, under that corpus's conventions."""
+    entry = CATALOGUE.get(corpus)
+    convention = replace(
+        config.corpus,
+        name=corpus,
+        normalizer=entry.normalizer if entry else "none",  # type: ignore[arg-type]
+        split=entry.split if entry else "90/5/5",
+    )
+    measured = next(name for name in ("test", "valid", "train") if convention.has_split(name))
+    return replace(
+        config,
+        corpus=convention,
+        evaluate=replace(config.evaluate, split=measured),  # type: ignore[arg-type]
+        generate=replace(config.generate, prefixes=entry.prefixes if entry else ()),
+    )

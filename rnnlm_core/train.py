@@ -1,0 +1,347 @@
+"""The training loop, one for every cell and device.
+
+Truncated back-propagation through time: the state is carried from minibatch to minibatch and detached (sequential
+partition) or reset (random). After each epoch the model is measured on the whole validation stream; the epoch with
+the lowest validation perplexity is kept (without validation split, the last). Progress leaves through a callable.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnlm_core.checkpoint import Checkpoints, Snapshot
+from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.corpus import corpus_conventions, read_ids, too_short
+from rnnlm_core.errors import IntegrityError, Stopped
+from rnnlm_core.evaluate import perplexity, stream_loss
+from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
+from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.store import Handle, Store
+from rnnlm_core.vocabulary import Vocabulary
+
+CHECKPOINT_SECONDS = 5.0
+"""Epochs shorter than this share a checkpoint: they are cheaper to repeat than to save."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to. Losses are in nats per token; `valid_loss` is None without validation split."""
+
+    number: int
+    epochs: int
+    train_loss: float
+    valid_loss: float | None
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    seconds: float
+
+    @property
+    def train_perplexity(self) -> float:
+        """exp of the mean training loss of the epoch, measured while training."""
+        return perplexity(self.train_loss)
+
+    @property
+    def valid_perplexity(self) -> float | None:
+        """exp of the mean loss over the whole validation stream, after the epoch."""
+        return None if self.valid_loss is None else perplexity(self.valid_loss)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns: the model of the best epoch, and the record of all epochs."""
+
+    cell: str
+    model: Handle
+    best_epoch: int
+    num_parameters: int
+    device: str
+    tokens_per_second: float
+    history: tuple[Epoch, ...]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights were kept."""
+        return self.history[self.best_epoch - 1]
+
+
+Progress = Callable[[Epoch], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` returns."""
+
+    model: LanguageModel
+    best_epoch: int
+    history: tuple[Epoch, ...]
+    device: torch.device
+
+
+def train(
+    cell: str,
+    corpus: Handle,
+    vocabulary: Handle,
+    model: ModelConfig,
+    config: TrainConfig,
+    store: Store,
+    *,
+    key: str,
+    progress: Progress = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Train one cell on a corpus and publish the model of its best epoch.
+
+    A training with the same `key` that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        DataError: the training split does not fill one minibatch.
+        Stopped: `should_stop` said so; the checkpoint is kept.
+        IntegrityError: the loss is no longer a number.
+    """
+    folder = store.open(corpus)
+    words = Vocabulary.load(store.open(vocabulary))
+    splits = {
+        name: torch.from_numpy(read_ids(folder / f"{name}.parquet").astype("int32"))
+        for name in ("train", "valid")
+        if (folder / f"{name}.parquet").exists()
+    }
+    checkpoints = Checkpoints(store, key)
+    fitted = fit(
+        cell, len(words), splits["train"], splits.get("valid"), model, config,
+        checkpoints=checkpoints, progress=progress, should_stop=should_stop, warn=warn,
+    )  # fmt: skip
+    with store.draft("model") as draft:
+        save_model(
+            draft.folder,
+            fitted.model,
+            words,
+            *corpus_conventions(folder),
+            {"corpus": corpus.sha256, "best_epoch": fitted.best_epoch, "train": _settings(config)},
+        )
+        handle = draft.publish()
+    checkpoints.clear()
+    return Trained(
+        cell=cell,
+        model=handle,
+        best_epoch=fitted.best_epoch,
+        num_parameters=num_parameters(fitted.model),
+        device=device_name(fitted.device),
+        tokens_per_second=median(epoch.tokens_per_second for epoch in fitted.history),
+        history=fitted.history,
+    )
+
+
+def fit(
+    cell: str,
+    vocabulary_size: int,
+    train_ids: Tensor,
+    valid_ids: Tensor | None,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    *,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Fitted:
+    """Fit a new model to `train_ids` and return it with the weights of its best epoch.
+
+    The same seed gives the same numbers on the same machine with the same number of threads. The caller's random
+    state is left as it was.
+    """
+    device = pick_device(config.device)
+    if len(train_ids) < config.fewest_tokens:
+        raise too_short(
+            len(train_ids),
+            config.fewest_tokens,
+            "the training split",
+            "give a longer text, or lower train.batch_size or train.num_steps",
+        )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
+        if checkpoints is not None:
+            snapshot, faults = checkpoints.load()
+            for fault in faults:
+                warn(f"checkpoint skipped: {fault}")
+            if snapshot is not None:
+                training.restore(snapshot)
+                for epoch in training.history:
+                    progress(epoch)
+        saved_at = time.monotonic()
+        while len(training.history) < config.epochs:
+            progress(training.run_epoch(should_stop))
+            if checkpoints is not None and time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                checkpoints.save(training.snapshot())
+                saved_at = time.monotonic()
+        return training.result()
+
+
+class _Training:
+    """A model, its optimiser and its place in the schedule: what a checkpoint holds."""
+
+    def __init__(
+        self,
+        cell: str,
+        vocabulary_size: int,
+        train_ids: Tensor,
+        valid_ids: Tensor | None,
+        model_config: ModelConfig,
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.config, self.device = config, device
+        self.train_ids = train_ids.to(device)
+        self.valid_ids = None if valid_ids is None else valid_ids.to(device)
+        self.model = LanguageModel(cell, vocabulary_size, model_config).to(device)
+        self.optimizer = _optimizer(self.model, config)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history: list[Epoch] = []
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+
+    def run_epoch(self, should_stop: Callable[[], bool]) -> Epoch:
+        """Train one epoch, measure it, and remember the weights if they are the best so far."""
+        started = time.perf_counter()
+        losses, norms, num_tokens = [], [], 0
+        self.model.train()
+        for rate, x, y, state in self._steps():
+            if should_stop():
+                raise Stopped(
+                    "training stopped",
+                    f"in epoch {len(self.history) + 1}",
+                    "run the same command again to go on",
+                )
+            loss, norm = self._update(x, y, state, rate)
+            losses.append(loss)
+            norms.append(norm)
+            num_tokens += x.numel()
+        mean_losses, mean_norms = torch.stack(losses).double(), torch.stack(norms).double()
+        self._check_finite(mean_losses, mean_norms)
+        trained = time.perf_counter() - started
+        valid_loss = None
+        if self.valid_ids is not None:
+            valid_loss = stream_loss(self.model, self.valid_ids) / (len(self.valid_ids) - 1)
+        epoch = Epoch(
+            number=len(self.history) + 1,
+            epochs=self.config.epochs,
+            train_loss=float(mean_losses.mean()),
+            valid_loss=valid_loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            gradient_norm=float(mean_norms.mean()),
+            tokens_per_second=num_tokens / trained,
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(epoch)
+        best = self.history[self.best_epoch - 1].valid_loss if self.best_epoch else None
+        if valid_loss is None or best is None or valid_loss < best:
+            self.best_epoch = epoch.number
+            self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        return epoch
+
+    def _steps(self) -> Iterator[tuple[float, Tensor, Tensor, list[Any]]]:
+        """Yield (learning rate, x, y, holder of the state) of each update of an epoch."""
+        config = self.config
+        partition = {"sequential": sequential_batches, "random": random_batches}[config.partition]
+        batches = list(partition(self.train_ids, config.batch_size, config.num_steps, self.generator))
+        holder: list[Any] = [None]
+        for i, (x, y) in enumerate(batches):
+            if config.partition == "random" or holder[0] is None:
+                holder[0] = self.model.initial_state(config.batch_size)
+            done = (len(self.history) + i / len(batches)) / config.epochs
+            yield learning_rate(config, done), x, y, holder
+
+    def _update(self, x: Tensor, y: Tensor, holder: list[Any], rate: float) -> tuple[Tensor, Tensor]:
+        """Do one update; return the loss and the gradient norm before clipping, left on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        logits, after = self.model(x, detach(holder[0]))
+        holder[0] = after
+        loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = self.config.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        return loss.detach(), norm.detach()
+
+    def _check_finite(self, losses: Tensor, norms: Tensor) -> None:
+        bad = ~(torch.isfinite(losses) & torch.isfinite(norms))
+        if bad.any():
+            step = int(bad.nonzero()[0, 0])
+            raise IntegrityError(
+                f"training diverged in epoch {len(self.history) + 1} at step {step + 1}",
+                f"loss {float(losses[step])}, gradient norm {float(norms[step])}",
+                "lower train.learning_rate or train.clip_norm",
+            )
+
+    def snapshot(self) -> Snapshot:
+        """Return everything needed to go on, as tensors and plain facts."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if v is not None}
+        tensors["random.data"] = self.generator.get_state()
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        facts = {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, exactly."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+        for name, tensor in snapshot.tensors.items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = tensor
+        self.model.load_state_dict(groups["model"])
+        self.best_weights = {k: v.to(self.device) for k, v in groups["best"].items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups["optimizer"].items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(groups["random"]["data"])
+        torch.set_rng_state(groups["random"]["cpu"])
+        if "cuda" in groups["random"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+        self.best_epoch = snapshot.facts["best_epoch"]
+        self.history = [Epoch(**epoch) for epoch in snapshot.facts["history"]]
+
+    def result(self) -> Fitted:
+        """Return the model with its best weights."""
+        self.model.load_state_dict(self.best_weights)
+        self.model.eval()
+        return Fitted(self.model, self.best_epoch, tuple(self.history), self.device)
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what of the config belongs to the model: where it was trained does not."""
+    return {key: value for key, value in asdict(config).items() if key != "device"}
+
+
+def learning_rate(config: TrainConfig, done: float) -> float:
+    """Return the learning rate when the share `done` (0..1) of all updates is behind."""
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device as people know it: `cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    optimizer: torch.optim.Optimizer = kind(model.parameters(), lr=config.learning_rate)
+    return optimizer

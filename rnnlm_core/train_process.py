@@ -1,0 +1,214 @@
+"""Training in a child process: a crash, a time-out or a cancel of one cell leaves the others alone.
+
+The child is `python -m rnnlm_core.train_process`: it reads one job (JSON) from standard input, writes one JSON object
+per line to standard output, and stops at the next minibatch when standard input ends. So it also ends when its
+parent is killed.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.errors import ConfigError, ResourceError, RnnlmError, by_name
+from rnnlm_core.store import Handle, Store
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is asked to train. `threads` = 0 leaves the number of threads to PyTorch."""
+
+    cell: str
+    corpus: Handle
+    vocabulary: Handle
+    model: ModelConfig
+    train: TrainConfig
+    store: str
+    key: str
+    threads: int = 1
+
+
+def train_in_child(
+    job: Job,
+    progress: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run a job in a child process and return its result as plain data (see `train.Trained`).
+
+    `progress` receives each `train.Epoch` as plain data. Raises what the child raised; a child that died raises
+    `ResourceError` with the signal.
+    """
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "rnnlm_core.train_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=_environment(job),
+        )
+        try:
+            return _listen(child, job, progress, should_stop, warn, errors)
+        finally:
+            _end(child)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)} if job.threads else {}
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _listen(
+    child: "subprocess.Popen[str]",
+    job: Job,
+    progress: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    warn: Callable[[str], None],
+    errors: IO[bytes],
+) -> dict[str, Any]:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    lines: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
+    reader.start()
+    child.stdin.write(json.dumps(asdict(job)) + "\n")
+    child.stdin.flush()
+    while True:
+        try:
+            line = lines.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if should_stop() and not child.stdin.closed:
+                child.stdin.close()
+            continue
+        if not line:
+            raise _died(child, job, errors)
+        message = json.loads(line)
+        if "epoch" in message:
+            progress(message["epoch"])
+        elif "warning" in message:
+            warn(message["warning"])
+        elif "error" in message:
+            raise _rebuild(message["error"])
+        else:
+            result: dict[str, Any] = message["trained"]
+            return result
+
+
+def _read_lines(stream: IO[str], lines: "queue.Queue[str]") -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def _rebuild(error: dict[str, Any]) -> Exception:
+    if "traceback" in error:
+        return RuntimeError(f"training failed in its process:\n{error['traceback']}")
+    cls = by_name(error["kind"])
+    if issubclass(cls, ConfigError):
+        return cls(*error["args"])
+    return cls(*error["args"])
+
+
+def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmError | RuntimeError:
+    code = child.wait(timeout=STOP_SECONDS)
+    errors.seek(0)
+    tail = errors.read().decode(errors="replace").strip()[-2000:]
+    if code < 0:
+        name = signal.Signals(-code).name
+        return ResourceError(
+            f"training of {job.cell} was killed",
+            name,
+            "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again",
+        )
+    return RuntimeError(f"training of {job.cell} ended with exit code {code}\n{tail}")
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    """Close the pipes and make sure that the child is gone."""
+    if child.stdin is not None and not child.stdin.closed:
+        child.stdin.close()
+    try:
+        child.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def main() -> None:
+    """Be the child."""
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to standard error, not between the messages
+
+    def say(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+
+    fields = json.loads(sys.stdin.readline())
+    stopped = threading.Event()
+    threading.Thread(target=_watch_parent, args=(stopped,), daemon=True).start()
+    try:
+        say(trained=_run(fields, say, stopped))
+    except RnnlmError as error:
+        say(error={"kind": type(error).__name__, "args": list(error.args)})
+    except MemoryError:
+        say(
+            error={
+                "kind": "ResourceError",
+                "args": ["out of memory", fields["cell"], "lower train.batch_size"],
+            }
+        )
+    except BaseException:
+        import traceback
+
+        say(error={"traceback": traceback.format_exc()})
+        raise
+
+
+def _watch_parent(stopped: threading.Event) -> None:
+    sys.stdin.read()
+    stopped.set()
+
+
+def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Event) -> dict[str, Any]:
+    import torch
+
+    from rnnlm_core.train import train
+
+    if fields["threads"]:
+        torch.set_num_threads(fields["threads"])
+    trained = train(
+        fields["cell"],
+        Handle(**fields["corpus"]),
+        Handle(**fields["vocabulary"]),
+        ModelConfig(**fields["model"]),
+        TrainConfig(**fields["train"]),
+        Store(Path(fields["store"])),
+        key=fields["key"],
+        progress=lambda epoch: say(epoch=asdict(epoch)),
+        should_stop=stopped.is_set,
+        warn=lambda text: say(warning=text),
+    )
+    return asdict(trained)
+
+
+if __name__ == "__main__":
+    main()

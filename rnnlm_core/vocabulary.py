@@ -1,0 +1,158 @@
+"""The vocabulary: which tokens have an id, in which order, and how often each occurs.
+
+Ids follow descending frequency, ties the first appearance; `<unk>` is 0, reserved tokens come next (d2l, chapter
+"Text Preprocessing"). Only the training split is counted: a held-out text must not choose the vocabulary.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import Tokens, token_batches, token_facts
+
+UNKNOWN = "<unk>"
+FILE = "vocabulary.json"
+
+
+class Vocabulary:
+    """Tokens and their ids.
+
+    Args:
+        counts: how often each token occurs, in order of first appearance.
+        min_freq: rarer tokens get no id of their own.
+        reserved_tokens: tokens that get the ids after `<unk>` in any case.
+    """
+
+    def __init__(self, counts: Mapping[str, int], min_freq: int = 1, reserved_tokens: Sequence[str] = ()) -> None:
+        first = list(dict.fromkeys([UNKNOWN, *reserved_tokens]))
+        ranked = sorted(counts.items(), key=lambda item: -item[1])  # stable: ties keep first appearance
+        kept = [(token, n) for token, n in ranked if n >= min_freq and token not in set(first)]
+        dropped = sum(n for token, n in ranked if n < min_freq and token not in set(first))
+        self.tokens: tuple[str, ...] = (*first, *(token for token, _ in kept))
+        self.counts: tuple[int, ...] = (
+            counts.get(UNKNOWN, 0) + dropped,
+            *(counts.get(token, 0) for token in first[1:]),
+            *(n for _, n in kept),
+        )
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
+
+    @overload
+    def __getitem__(self, tokens: str) -> int: ...
+    @overload
+    def __getitem__(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def __getitem__(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """Return the id of a token, or the ids of several; an unknown token has the id of `<unk>`, 0."""
+        if isinstance(tokens, str):
+            return self._ids.get(tokens, 0)
+        return [self._ids.get(token, 0) for token in tokens]
+
+    @overload
+    def to_tokens(self, ids: int) -> str: ...
+    @overload
+    def to_tokens(self, ids: Iterable[int]) -> list[str]: ...
+    def to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
+        """Return the token of an id, or the tokens of several."""
+        if isinstance(ids, int):
+            return self.tokens[ids]
+        return [self.tokens[i] for i in ids]
+
+    def to_json(self) -> str:
+        """Return the vocabulary as JSON: `tokens` and `counts`, by id."""
+        return json.dumps({"tokens": self.tokens, "counts": self.counts}, ensure_ascii=False, indent=0)
+
+    @classmethod
+    def from_json(cls, text: str, where: object = "") -> "Vocabulary":
+        """Read what `to_json` wrote; raises `IntegrityError` for duplicates or a missing `<unk>`."""
+        try:
+            content = json.loads(text)
+            tokens, counts = content["tokens"], content["counts"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise IntegrityError("not a vocabulary", where, f"rebuild it ({error})") from error
+        if not tokens or tokens[0] != UNKNOWN or len(set(tokens)) != len(tokens) or len(counts) != len(tokens):
+            raise IntegrityError("damaged vocabulary", where, "rebuild it")
+        vocabulary = cls({})
+        vocabulary.tokens, vocabulary.counts = tuple(tokens), tuple(counts)
+        vocabulary._ids = {token: i for i, token in enumerate(tokens)}
+        return vocabulary
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabulary":
+        """Read the vocabulary of a `vocabulary` artifact or a model."""
+        return cls.from_json((folder / FILE).read_text(encoding="utf-8"), folder / FILE)
+
+
+@dataclass(frozen=True)
+class BuiltVocabulary:
+    """What `build_vocabulary` returns: the artifact and its size, `<unk>` included."""
+
+    handle: Handle
+    size: int
+
+
+def build_vocabulary(
+    tokens: Tokens,
+    shares: tuple[int, int, int] | None,
+    min_freq: int,
+    reserved_tokens: Sequence[str],
+    store: Store,
+) -> BuiltVocabulary:
+    """Count the training split of a `tokens` artifact and give each token its id.
+
+    Raises `DataError` when `min_freq` leaves nothing but `<unk>`.
+    """
+    folder = store.open(tokens.handle)
+    facts = token_facts(folder)
+    name = "whole" if "whole" in facts["num_tokens"] else "train"
+    length = split_lengths(facts["num_tokens"]["whole"], shares)["train"] if name == "whole" else None
+    counts = count_tokens(folder / f"{name}.parquet", length)
+    vocabulary = Vocabulary(counts, min_freq, reserved_tokens)
+    if len(vocabulary) == 1 + len(set(reserved_tokens) - {UNKNOWN}):
+        raise DataError(
+            f"`tokenizer.min_freq` leaves no token, the most frequent occurs {max(counts.values(), default=0)} times",
+            min_freq,
+            "lower tokenizer.min_freq",
+        )
+    with store.draft("vocabulary") as draft:
+        (draft.folder / FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+        return BuiltVocabulary(draft.publish(), len(vocabulary))
+
+
+def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:
+    """Return how often each token occurs among the first `length` tokens, in order of first appearance."""
+    counts: dict[str, int] = {}
+    left = length
+    for batch, dictionary in token_batches(path):
+        indices = batch if left is None else batch[:left]
+        for token, n in zip(dictionary, np.bincount(indices, minlength=len(dictionary)), strict=True):
+            if n:
+                counts[token] = counts.get(token, 0) + int(n)
+        if left is not None:
+            left -= len(indices)
+            if left == 0:
+                break
+    return counts
+
+
+def split_lengths(num_tokens: int, shares: tuple[int, int, int] | None) -> dict[str, int]:
+    """Return how many tokens each contiguous split gets; rounding goes to the last split that has a share."""
+    assert shares is not None, "a corpus in one file is divided by shares"
+    train, valid, test = shares
+    total = train + valid + test
+    first = num_tokens * train // total
+    second = num_tokens * (train + valid) // total - first
+    if not test:
+        second = num_tokens - first if valid else 0
+        first = num_tokens - second
+    return {"train": first, "valid": second, "test": num_tokens - first - second}

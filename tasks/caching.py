@@ -1,0 +1,185 @@
+"""The one cache policy of all stages: what was done is not done again, and what is not there is not believed.
+
+The key of a stage is its name, what identifies its inputs, and a digest of the core sources it runs. Paths, run ids
+and hosts are no part of it. A record is JSON; it counts only while every artifact it names verifies and every MLflow
+run it names exists.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from prefect.serializers import Serializer
+from pydantic import TypeAdapter
+
+from rnnlm_core.store import Handle
+from tasks import progress, tracking, workspace
+
+Result = TypeVar("Result")
+RESULTS: dict[str, type] = {}
+"""The classes a record can hold, by name: nothing else is ever built from one."""
+
+
+class NoIdentity(Exception):  # noqa: N818 - no error: an input whose content nobody knows yet
+    """The content of an input is not known beforehand, so the stage has no key and always runs."""
+
+
+class NotWhole(Exception):  # noqa: N818 - tells Prefect that a record does not count
+    """A record names something that is gone or changed."""
+
+
+def stage(core_module: str, result: type, **options: Any) -> Callable[[Callable[..., Result]], Task[..., Result]]:
+    """Make a function a cached Prefect task that runs `core_module` and returns a `result` (a dataclass)."""
+    RESULTS[result.__name__] = result
+
+    def decorate(function: Callable[..., Result]) -> Task[..., Result]:
+        return task(
+            name=function.__name__,
+            cache_policy=ContentPolicy(core_module=core_module),
+            persist_result=True,
+            result_serializer=VerifiedSerializer(),
+            cache_result_in_memory=False,
+            **options,
+        )(function)
+
+    return decorate
+
+
+@dataclasses.dataclass
+class ContentPolicy(CachePolicy):
+    """Keys by content: task name + identity of the inputs + digest of the core sources behind `core_module`."""
+
+    core_module: str = ""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002 - Prefect's signature
+        **_: Any,
+    ) -> str | None:
+        """Return the key, or None when the content of an input is not known beforehand."""
+        return cache_key(task_ctx.task.name, inputs, self.core_module)
+
+
+def cache_key(name: str, inputs: dict[str, Any], core_module: str) -> str | None:
+    """Return `<stage>-<digest>` for these inputs, or None when one of them has no identity yet."""
+    try:
+        content = {argument: identity(value) for argument, value in inputs.items()}
+    except NoIdentity:
+        return None
+    text = json.dumps([name, content, source_digest(core_module)], sort_keys=True)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def identity(value: Any) -> Any:
+    """Return what of an input counts for the key, as plain data.
+
+    An object may say it itself with `cache_identity()`; None there means that nobody knows yet.
+    """
+    if hasattr(value, "cache_identity"):
+        said = value.cache_identity()
+        if said is None:
+            raise NoIdentity
+        return identity(said)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: identity(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [identity(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): identity(part) for key, part in value.items()}
+    raise TypeError(f"no identity for {type(value).__name__}")
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """Return the digest of a core module and of every core module it imports, directly or not."""
+    digest = hashlib.sha256()
+    for name in sorted(_with_imports(module)):
+        digest.update(name.encode() + b"\0" + _source(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _with_imports(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_source(name).read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
+                waiting.append(node.module)
+            elif isinstance(node, ast.Import):
+                waiting.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
+    return found
+
+
+def _source(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin)
+
+
+class VerifiedSerializer(Serializer):
+    """Writes results as JSON, and reads them only while what they name is whole."""
+
+    type: Literal["rnnlm-verified"] = "rnnlm-verified"
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return the record of a result; the record of a failure never counts."""
+        if isinstance(obj, BaseException):
+            return json.dumps({"failure": repr(obj)}).encode()
+        return json.dumps({"result": type(obj).__name__, "value": dataclasses.asdict(obj)}).encode()
+
+    def loads(self, blob: bytes) -> Any:
+        """Return the result of a record; raises `NotWhole` (a miss, for Prefect) if it names what is not there."""
+        record = json.loads(blob)
+        if "failure" in record:
+            raise NotWhole(record["failure"])
+        result = TypeAdapter(RESULTS[record["result"]]).validate_python(record["value"])
+        for fault in faults(result):
+            _warn_once(record["result"], fault)
+            raise NotWhole(fault)
+        return result
+
+
+def faults(result: Any) -> Iterator[str]:
+    """Yield what is wrong with the artifacts and MLflow runs that a result names."""
+    if isinstance(result, Handle):
+        fault = workspace.store().fault(result)
+        if fault:
+            yield f"artifact {result} {fault}"
+    elif dataclasses.is_dataclass(result):
+        for item in dataclasses.fields(result):
+            value = getattr(result, item.name)
+            if item.name == "run_id":
+                if not tracking.run_exists(value):
+                    yield f"MLflow run {value} is gone"
+            else:
+                yield from faults(value)
+    elif isinstance(result, list | tuple):
+        for part in result:
+            yield from faults(part)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(what: str, fault: str) -> None:
+    if fault not in _warned:
+        _warned.add(fault)
+        progress.warn("cache", f"{fault}: doing it again ({what})")

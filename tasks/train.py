@@ -1,0 +1,136 @@
+"""Stage `train`: fit one cell in a process of its own, and track it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.corpus import Corpus
+from rnnlm_core.store import Handle
+from rnnlm_core.train import Epoch, Trained
+from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
+from rnnlm_core.vocabulary import BuiltVocabulary
+from tasks import progress, tracking, workspace
+from tasks.caching import cache_key, stage
+from tasks.tracking import FlowRun
+
+CORE = "rnnlm_core.train"
+stop_requested = threading.Event()
+"""Set to end all trainings at their next minibatch, checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class TrackedTraining:
+    """A trained cell and the MLflow run that holds its record."""
+
+    trained: Trained
+    run_id: str
+
+    def cache_identity(self) -> tuple[str, Handle]:
+        """What comes after training depends on the model alone."""
+        return self.trained.cell, self.trained.model
+
+
+@stage(CORE, TrackedTraining, task_run_name="train {cell}")
+def train(
+    cell: str,
+    corpus: Corpus,
+    vocabulary: BuiltVocabulary,
+    model: ModelConfig,
+    config: TrainConfig,
+    flow: FlowRun,
+) -> TrackedTraining:
+    """Return the trained cell: the model of its best epoch, logged with the curve of every epoch."""
+    inputs = {"cell": cell, "corpus": corpus, "vocabulary": vocabulary, "model": model, "config": config, "flow": flow}
+    key = cache_key("train", inputs, CORE)
+    assert key is not None, "handles always have an identity"
+    store = workspace.store()
+    with (
+        _place(config.device) as (device, threads),
+        tracking.child_run(flow, cell, key, _tags(corpus, vocabulary)) as run_id,
+    ):
+        log = tracking.EpochLog(run_id)
+        read_epoch = TypeAdapter(Epoch).validate_python
+
+        def on_epoch(fields: dict[str, Any]) -> None:
+            epoch = read_epoch(fields)
+            log.add(epoch)
+            progress.publish(progress.News("train", cell, epoch=epoch))
+
+        settings = replace(config, device=device)
+        job = Job(cell, corpus.handle, vocabulary.handle, model, settings, str(store.root), key, threads)
+        try:
+            result = train_in_child(
+                job, on_epoch, stop_requested.is_set, lambda text: progress.warn("train", text, cell)
+            )
+        finally:
+            log.flush()
+        trained: Trained = TypeAdapter(Trained).validate_python(result)
+        _report(run_id, trained, vocabulary)
+    return TrackedTraining(trained, run_id)
+
+
+def _tags(corpus: Corpus, vocabulary: BuiltVocabulary) -> dict[str, str]:
+    return {"rnnlm.corpus_sha256": corpus.handle.sha256, "rnnlm.vocabulary_sha256": vocabulary.handle.sha256}
+
+
+def _report(run_id: str, trained: Trained, vocabulary: BuiltVocabulary) -> None:
+    """Log what is known only at the end."""
+    folder = workspace.store().open(trained.model)
+    tracking.log_metrics(
+        run_id,
+        {
+            "model/parameters": trained.num_parameters,
+            "vocabulary/size": vocabulary.size,
+            "perf/median_tokens_per_second": trained.tokens_per_second,
+            "best/epoch": trained.best_epoch,
+            "best/train_perplexity": trained.best.train_perplexity,
+            **(
+                {}
+                if trained.best.valid_perplexity is None
+                else {"best/valid_perplexity": trained.best.valid_perplexity}
+            ),
+        },
+    )
+    tracking.log_file(run_id, workspace.store().path(vocabulary.handle) / VOCABULARY_FILE)
+    address = tracking.log_model(run_id, folder, trained.cell)
+    tracking.set_tags(
+        run_id,
+        {"rnnlm.device": trained.device, "rnnlm.model_sha256": trained.model.sha256, "rnnlm.model_uri": address},
+    )
+
+
+_cpu_slots = threading.BoundedSemaphore(workspace.cpu_slots())
+_gpu_busy: set[str] = set()
+_gpu_free = threading.Condition()
+
+
+@contextmanager
+def _place(wanted: str) -> Iterator[tuple[str, int]]:
+    """Wait for a place to train and give (device, threads): one training per processor core, or per GPU."""
+    from rnnlm_core.model import pick_device
+
+    device = pick_device(wanted)
+    if device.type == "cpu":
+        # One thread each: at these sizes two trainings side by side gain more than two threads in one.
+        with _cpu_slots:
+            yield "cpu", 1
+        return
+    import torch
+
+    every = wanted in ("auto", "cuda")
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [str(device)]
+    with _gpu_free:
+        free = _gpu_free.wait_for(lambda: [name for name in names if name not in _gpu_busy])
+        _gpu_busy.add(free[0])
+    try:
+        yield free[0], 0
+    finally:
+        with _gpu_free:
+            _gpu_busy.discard(free[0])
+            _gpu_free.notify_all()

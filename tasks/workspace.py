@@ -1,0 +1,69 @@
+"""Where a run keeps its things: the one place that reads the environment.
+
+`RNNLM_HOME` (default: the project folder) holds `mlflow.db` and `artifacts/`. Every path here is absolute and asked
+for when needed, so that a worker, a test or a moved folder finds its own.
+"""
+
+import os
+from pathlib import Path
+
+from rnnlm_core.errors import UsageError
+from rnnlm_core.store import Store
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def home() -> Path:
+    """Return the folder that holds everything made at run time."""
+    chosen = os.environ.get("RNNLM_HOME")
+    if chosen:
+        return Path(chosen).expanduser().resolve()
+    return PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()
+
+
+def artifacts() -> Path:
+    """Return the folder of artifacts."""
+    return home() / "artifacts"
+
+
+def store() -> Store:
+    """Return the store of artifacts."""
+    return Store(artifacts() / "store")
+
+
+def tracking_uri() -> str:
+    """Return the address of the MLflow store: `MLFLOW_TRACKING_URI`, or `mlflow.db` at home."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen and "://" not in chosen:
+        raise UsageError(
+            "`MLFLOW_TRACKING_URI` must be an address such as sqlite:////path/mlflow.db or http://host:5000",
+            chosen,
+            "correct or unset it",
+        )
+    return chosen or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def prepare_environment() -> None:
+    """Give Prefect and MLflow their settings, before either is imported; what the user has set stays."""
+    results = artifacts() / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    results.chmod(0o700)  # what lies here is believed, so only its owner may write it
+    defaults = {
+        "PREFECT_HOME": str(PROJECT / ".prefect" if (PROJECT / "pyproject.toml").exists() else home() / ".prefect"),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # failures are told once, by the command itself
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def cpu_slots() -> int:
+    """Return how many trainings fit on this machine's processors at once, one thread each."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
