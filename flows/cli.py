@@ -8,6 +8,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,8 @@ from rnnlm_core.errors import RnnlmError, UsageError
 
 if TYPE_CHECKING:
     from rnnlm_core.model import SavedModel
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="rnnlm",
@@ -71,11 +75,9 @@ def smoke() -> None:
         os.environ["RNNLM_HOME"] = folder
         os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = str(workspace.artifacts() / "results")
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        from flows.display import Display
-        from flows.smoke import smoke as smoke_flow
-        from tasks.progress import listening
+        with _flows_ready():
+            from flows.smoke import smoke as smoke_flow
 
-        with Display() as display, listening(display.hear):
             checks = smoke_flow()
     for check in checks:
         typer.echo(f"{'ok' if check['held'] else 'FAILED':<7} {check['what']}")
@@ -177,14 +179,10 @@ def _run_flow(
     from tasks import workspace
 
     workspace.prepare_environment()
-    if not os.environ.get("PREFECT_API_URL"):
-        typer.echo("starting Prefect's own server (8 to 30 s) …", err=True)
-    from flows.display import Display
-    from flows.language_model import language_model
-    from flows.summary import PartlyDoneError
-    from tasks.progress import listening
+    with _flows_ready():
+        from flows.language_model import language_model
+        from flows.summary import PartlyDoneError
 
-    with Display() as display, listening(display.hear):
         try:
             summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
         except PartlyDoneError as error:
@@ -194,6 +192,22 @@ def _run_flow(
             raise
     _write_json(json_file, summary)
     return summary
+
+
+@contextmanager
+def _flows_ready() -> Iterator[None]:
+    """Have a Prefect API at hand and the news of the flow on the screen."""
+    from flows.server import prefect_api
+
+    with prefect_api() as api:
+        if api.own:
+            typer.echo("starting Prefect's own server (5 to 30 s) …", err=True)
+        import flows.language_model  # noqa: F401 - heavy: imported while the server starts
+        from flows.display import Display
+        from tasks.progress import listening
+
+        with api.ready(), Display() as display, listening(display.hear):
+            yield
 
 
 def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
@@ -220,13 +234,12 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
     _print(summary_table(summary))
     for cell, figures in summary["cells"].items():
-        for sample in figures["samples"][:1]:
-            typer.echo(f"{cell}: {sample}\n")
+        typer.echo(f"{cell} writes: {figures['samples'][0]}\n")
     done, found = summary["tasks"]["executed"], summary["tasks"]["cached"]
     if done:
-        typer.echo(f"{done} stages done, {found} found done, {summary['seconds']:.0f} s")
+        typer.echo(f"{done} stages done, {found} cached, {summary['seconds']:.0f} s\n")
     else:
-        typer.echo(f"nothing to do: all {found} stages were found done, {summary['seconds']:.0f} s")
+        typer.echo(f"nothing to do: all {found} stages are cached, {summary['seconds']:.0f} s\n")
     for line in ui_commands(workspace.tracking_uri()):
         typer.echo(line)
 
@@ -234,7 +247,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
 
 
 def _load(reference: str) -> "SavedModel":
@@ -262,18 +275,16 @@ def main() -> None:
     """Run the command line; every error a user can cause is one line and an exit code."""
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail("interrupted: run the same command again to go on", 130)
     except RnnlmError as error:
         _debug()
         _fail("\n".join(f"error: {line}" for line in error.lines), error.exit_code)
-    except BaseException as error:
-        if type(error).__name__ == "TerminationSignal":
-            _fail("terminated: run the same command again to go on", 143)
+    except Exception as error:
         if hasattr(error, "format_message"):
             message = error.format_message()
             _fail(f"error: {message}" if message else "", getattr(error, "exit_code", 2))
         raise
+    if code == INTERRUPTED:
+        _fail("interrupted: run the same command again to go on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

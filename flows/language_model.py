@@ -72,8 +72,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     ledger = Ledger(run)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
         ledger.take(stage, future)
-    for cell in config.cells:
-        ledger.take_cell(cell, cells[cell])
+    ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])
     return ledger.finish(ledger.take("compare", compared))

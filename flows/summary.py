@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
 from rnnlm_core.errors import PartialError
@@ -18,6 +18,7 @@ from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining
 
 Result = TypeVar("Result")
+CELL_STAGES = ("train", "evaluate", "generate")
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,22 @@ class Ledger:
         progress.publish(News(stage, cell, done="cached" if cached else "done"))
         return result
 
-    def take_cell(self, cell: str, stages: CellStages) -> None:
-        """Wait for the stages of a cell; its failure is kept, the other cells go on."""
-        try:
-            trained = self.take("train", stages.train, cell)
-            cached = stages.train.state.name == "Cached"
-            self.take("evaluate", stages.evaluate, cell)
-            self.cells[cell] = (trained, self.take("generate", stages.generate, cell), cached)
-        except Exception as error:  # noqa: BLE001 - kept, and raised at the end
-            self.failures[cell] = error
-            progress.warn("cell", f"failed: {error}", cell)
+    def take_cells(self, cells: Mapping[str, CellStages]) -> None:
+        """Wait for the stages of all cells, whichever is first; the failure of one is kept, the others go on."""
+        names = {getattr(stages, stage): (stage, cell) for cell, stages in cells.items() for stage in CELL_STAGES}
+        results: dict[tuple[str, str], Any] = {}
+        for future in as_completed(list(names)):
+            stage, cell = names[future]
+            try:
+                results[stage, cell] = self.take(stage, future, cell)
+            except Exception as error:  # noqa: BLE001 - kept, and raised at the end
+                # What waited for a failed stage fails as well: the first failure is the reason.
+                if self.failures.setdefault(cell, error) is error:
+                    progress.warn(stage, f"failed: {error}", cell)
+        for cell, stages in cells.items():
+            if cell not in self.failures:
+                cached = stages.train.state.name == "Cached"
+                self.cells[cell] = (results["train", cell], results["generate", cell], cached)
 
     def done(self) -> list[str]:
         """Return the cells whose stages all succeeded; raises the first failure if there is none."""

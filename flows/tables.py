@@ -1,6 +1,9 @@
 """Tables for people: the result of a run, and the tracked runs."""
 
+import shutil
+import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -56,15 +59,24 @@ def runs_table(runs: list[TrackedRun]) -> Table:
 def ui_commands(tracking_uri: str) -> list[str]:
     """Return the two commands that open the user interfaces."""
     return [
-        "",
-        "see the runs:    mlflow ui --backend-store-uri " + tracking_uri + "   → http://127.0.0.1:5000",
-        "see the stages:  prefect server start   → http://127.0.0.1:4200",
+        "see the runs in MLflow:     " + _command("mlflow", f"ui --backend-store-uri {tracking_uri}"),
+        "see the stages in Prefect:  " + _command("prefect", "server start"),
     ]
+
+
+def _command(name: str, arguments: str) -> str:
+    """Return a command as it can be typed here: by name if that finds ours, else by path."""
+    ours = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found is not None and Path(found) == ours:
+        return f"{name} {arguments}"
+    here = Path.cwd()
+    return f"{ours.relative_to(here) if ours.is_relative_to(here) else ours} {arguments}"
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, title_justify="left")
     for column in columns:
         numeric = column in ("train ppl", "valid ppl", "test ppl", "bits/char", "tokens/s", "parameters", "epochs")
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=column in ("cell", "run id"))
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     return table

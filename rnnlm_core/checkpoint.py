@@ -53,8 +53,8 @@ class Checkpoints:
         """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
         from safetensors.torch import load_file
 
-        faults = []
-        for digest in self._digests():
+        faults: list[str] = []
+        for digest in self._digests(faults):
             try:
                 folder = self.store.open(Handle("checkpoint", digest))
             except IntegrityError as error:
@@ -71,9 +71,16 @@ class Checkpoints:
         for digest in digests:
             shutil.rmtree(self.store.path(Handle("checkpoint", digest)), ignore_errors=True)
 
-    def _digests(self) -> list[str]:
+    def _digests(self, faults: list[str] | None = None) -> list[str]:
+        """Return the digests of the pointer, newest first; what is wrong with the pointer is added to `faults`."""
         try:
-            digests: list[str] = json.loads(self.pointer.read_text())
+            digests = json.loads(self.pointer.read_text())
         except FileNotFoundError:
             return []
-        return digests
+        except ValueError:
+            digests = None
+        if isinstance(digests, list) and all(isinstance(digest, str) for digest in digests):
+            return digests
+        if faults is not None:
+            faults.append(f"damaged checkpoint list {self.pointer}")
+        return []

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -171,9 +172,10 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
             values[key] = _read(value, types_of[key])
         except ValueError as error:
             mistakes.append(f"`{key}` {error}. Got {value!r}")
-    if mistakes:
-        raise ConfigError(*mistakes)
     changed: RunConfig = _unflatten(RunConfig, values)
+    if mistakes:
+        # Rules between keys wait: a value that could not be read may be one half of them.
+        raise ConfigError(*mistakes, *_limits(changed))
     check(changed)
     return changed
 
@@ -227,17 +229,17 @@ def _read(value: Any, kind: Any) -> Any:
             raise ValueError("must be a string")
         return value
     if kind is int:
-        if isinstance(value, str) and value.lstrip("+-").isdecimal():
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}", value):
             return int(value)
         if type(value) is int:
             return value
         raise ValueError("must be an integer")
     if kind is float:
-        if type(value) in (int, float):
-            return float(value)
         try:
-            return float(value) if isinstance(value, str) else _refuse("must be a number")
-        except ValueError:
+            return (
+                float(value) if isinstance(value, str) or type(value) in (int, float) else _refuse("must be a number")
+            )
+        except (ValueError, OverflowError):
             raise ValueError("must be a number") from None
     raise AssertionError(f"no reader for {kind}")
 

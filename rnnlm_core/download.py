@@ -7,8 +7,10 @@ catalogue's file names) is tried before the public addresses.
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,6 @@ from rnnlm_core.errors import (
 from rnnlm_core.normalize import normalizer, read_blocks
 from rnnlm_core.store import Handle, Store, file_sha256
 from rnnlm_core.tokenize import normalized_blocks, nothing_left, tokenizer
-from rnnlm_core.vocabulary import split_lengths
 
 TIMEOUT_SECONDS = 30
 EMBEDDED = "python-docs"
@@ -47,6 +48,11 @@ class Source:
     kind: str
     location: str
     files: tuple[tuple[str, str], ...]
+
+    @property
+    def place(self) -> str:
+        """Where a message says that the text is."""
+        return _without_password(self.location) or self.name
 
     def cache_identity(self) -> tuple[tuple[str, str], ...] | None:
         """The digests alone, or None when they are not known before the download."""
@@ -72,9 +78,18 @@ def resolve(name: str) -> Source:
         return Source(name, "catalogue", "", files)
     if "://" in name:
         return _address(name)
+    known = suggestion(name, list(CATALOGUE))
+    if not name.strip():
+        raise UsageError("unknown corpus", repr(name), f"{known}; or give the path of a text")
+    try:
+        return _local(name, known)
+    except (OSError, RuntimeError) as error:  # a home that is not there is a RuntimeError
+        raise DataError("cannot read the text", name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _local(name: str, known: str) -> Source:
     path = Path(name).expanduser()
     if not path.exists():
-        known = suggestion(name, list(CATALOGUE))
         if os.sep in name or path.suffix:
             raise DataError("no such file or folder", name, f"give a path that exists or a corpus name ({known})")
         raise UsageError("unknown corpus", name, f"{known}; or give the path of a text")
@@ -88,10 +103,15 @@ def inspect(source: Source, config: RunConfig) -> None:
     Texts that are not on this machine are inspected when they arrive.
     """
     check_split(source, config.corpus)
+    if source.kind == "local":
+        for paths in _local_files(Path(source.location)).values():
+            for path in paths:
+                for _ in read_blocks(path):  # all of each file, so that no bad byte shows up later
+                    pass
     if source.kind in ("local", "embedded"):
         with tempfile.TemporaryDirectory() as folder:
             for split, path in _texts(source, Path(folder)):
-                _inspect_text(path, split, config, source.location or source.name)
+                _inspect_text(path, split, config, source.place)
 
 
 def check_split(source: Source, corpus: CorpusConfig) -> None:
@@ -128,11 +148,11 @@ def download(source: Source, store: Store) -> Text:
             if promised[split] and digests[split] != promised[split]:
                 raise IntegrityError(
                     "the text changed while it was read",
-                    f"{source.location or source.name} (sha256 {promised[split]} before, {digests[split]} now)",
+                    f"{source.place} (sha256 {promised[split]} before, {digests[split]} now)",
                     "run the same command again",
                 )
             if not target.stat().st_size:
-                raise DataError("the text is empty", source.location or source.name, "give a text that holds something")
+                raise DataError("the text is empty", source.place, "give a text that holds something")
         size = sum(path.stat().st_size for path in draft.folder.iterdir())
         return Text(draft.publish(), size, digests)
 
@@ -170,7 +190,10 @@ def _embedded_text() -> str:
 def _address(name: str) -> Source:
     """Read `http(s)://…`, with the digest its bytes must have as an optional `#sha256=…`."""
     address, _, fragment = name.partition("#")
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise UsageError("not an address", _without_password(address), str(error)) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
             "only http and https addresses can be downloaded",
@@ -188,8 +211,7 @@ def _address(name: str) -> Source:
 
 
 def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return address.replace(f":{parts.password}@", ":***@") if parts.password else address
+    return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:***@", address)
 
 
 def _local_files(path: Path) -> dict[str, list[Path]]:
@@ -201,17 +223,19 @@ def _local_files(path: Path) -> dict[str, list[Path]]:
     splits = {split: path / f"{split}.txt" for split in SPLITS}
     if all(file.is_file() for file in splits.values()):
         return {split: _local_files(file)["whole"] for split, file in splits.items()}
-    files = sorted(file for file in path.rglob("*.txt") if file.stat().st_size)
+    files = sorted(file for file in path.rglob("*.txt") if file.is_file() and file.stat().st_size)
     if not files:
         raise DataError("the folder holds no text (*.txt)", path, "give a folder of UTF-8 texts")
     return {"whole": files}
 
 
 def _joined(paths: list[Path]) -> Iterator[bytes]:
-    """Yield the bytes of several files as one text: each ends with a line end."""
+    """Yield the bytes of several files as one text: each without a byte-order mark, ending with a line end."""
     for path in paths:
         last = b"\n"
         with path.open("rb") as file:
+            if file.read(len(BOM_UTF8)) != BOM_UTF8:
+                file.seek(0)
             while part := file.read(1 << 20):
                 last = part
                 yield part
@@ -229,21 +253,18 @@ def _sha256_of(paths: list[Path]) -> str:
 
 
 def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None:
-    """Count tokens until there are enough; the whole file is decoded, so that no bad byte shows up later."""
+    """Count tokens until there are enough."""
     rule, level = normalizer(config.corpus.normalizer), config.tokenizer.level
     cut = tokenizer(level).split
     need = config.train.fewest_tokens
     enough = need if split in ("whole", "train") else 2
-    if split == "whole":
-        while split_lengths(enough, config.corpus.shares)["train"] < need:
-            enough += max(1, need - split_lengths(enough, config.corpus.shares)["train"])
+    if split == "whole" and config.corpus.shares:
+        enough = -(-need * sum(config.corpus.shares) // config.corpus.shares[0])
     found = 0
     for block in normalized_blocks(path, rule, level):
         found += len(block) if level == "char" else len(cut(block))
         if found >= enough:
             break
-    for _ in read_blocks(path):
-        pass
     if not found:
         raise nothing_left(where, config.corpus.normalizer)
     if found < enough:

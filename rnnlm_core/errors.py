@@ -2,6 +2,7 @@
 
     RnnlmError
     ├── UsageError      2   a command, option or config value that is not allowed
+    │   └── ConfigError 2   several mistakes of one config
     ├── DataError       3   a text that cannot become a corpus, a prefix that cannot be read
     ├── IntegrityError  4   bytes that are not the bytes that were promised
     ├── ResourceError   5   a disk, device, memory or server that is not there
@@ -96,6 +97,7 @@ def by_name(name: str) -> type[RnnlmError]:
     classes = [
         RnnlmError,
         UsageError,
+        ConfigError,
         DataError,
         IntegrityError,
         ResourceError,

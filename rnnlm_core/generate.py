@@ -6,6 +6,7 @@ Characters are joined with nothing, words with a space.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,8 +39,9 @@ def generate(
 ) -> tuple[Sample, ...]:
     """Draw one sample per prefix; without prefixes, the first tokens of `split` of the corpus are the prefix."""
     saved = load_model(store.open(model))
-    prefixes = config.prefixes or (_opening(saved, store, corpus, split),)
-    return tuple(continue_text(saved, prefix, config, warn) for prefix in prefixes)
+    if not config.prefixes:
+        return (_continue(saved, _opening_tokens(saved, store.open(corpus), split), config),)
+    return tuple(continue_text(saved, prefix, config, warn) for prefix in config.prefixes)
 
 
 def continue_text(
@@ -51,7 +53,10 @@ def continue_text(
         UsageError: the prefix is empty, or nothing is left of it after the model's normaliser.
         DataError: it has tokens outside the vocabulary and `config.unknown` is `error`.
     """
-    tokens = prefix_tokens(saved, prefix, config.unknown, warn)
+    return _continue(saved, prefix_tokens(saved, prefix, config.unknown, warn), config)
+
+
+def _continue(saved: SavedModel, tokens: list[str], config: GenerateConfig) -> Sample:
     generator = torch.Generator().manual_seed(config.seed)
     ids = saved.vocabulary[tokens]
     drawn = []
@@ -94,13 +99,13 @@ def continue_ids(model: LanguageModel, ids: list[int], temperature: float, gener
     """Yield ids for ever: the state is warmed up on `ids` (at least one), then each drawn id is fed back."""
     device = model.output.weight.device
     state = model.initial_state(1)
-    with torch.inference_mode():
-        now = torch.tensor([ids], device=device)
-        while True:
+    now = torch.tensor([ids], device=device)
+    while True:
+        with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
             logits, state = model(now, state)
             token = _draw(logits[0, -1], temperature, generator)
-            yield token
-            now = torch.tensor([[token]], device=device)
+        yield token
+        now = torch.tensor([[token]], device=device)
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
@@ -111,8 +116,15 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def _opening(saved: SavedModel, store: Store, corpus: Handle, split: str) -> str:
-    from rnnlm_core.corpus import read_ids
+def opening(saved: SavedModel, corpus: Path, split: str) -> str:
+    """Return the first tokens of a split as text."""
+    return tokenizer(saved.level).join.join(_opening_tokens(saved, corpus, split))
 
-    ids = read_ids(store.open(corpus) / f"{split}.parquet")[:DEFAULT_PREFIX_TOKENS]
-    return tokenizer(saved.level).join.join(saved.vocabulary.to_tokens(ids.tolist()))
+
+def _opening_tokens(saved: SavedModel, corpus: Path, split: str) -> list[str]:
+    """Return the first tokens of a split; as text, `<unk>` would be read as five characters."""
+    from rnnlm_core.corpus import id_batches
+
+    ids = next(id_batches(corpus / f"{split}.parquet"))[:DEFAULT_PREFIX_TOKENS]
+    tokens: list[str] = saved.vocabulary.to_tokens(ids.tolist())
+    return tokens

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rnnlm_core.cells import STEPS, State
 from rnnlm_core.config import ModelConfig
-from rnnlm_core.errors import IntegrityError, ResourceError
+from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
@@ -170,6 +170,8 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
         target = pick_device(device)
         model.load_state_dict(load_file(folder / WEIGHTS, device=str(target)))
         model.to(target).eval()
-    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+    except RnnlmError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
     return SavedModel(model, vocabulary, content["level"], content["normalizer"], content["about"])

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rnnlm_core.errors import DataError, unknown_name
 
 BLOCK_BYTES = 1 << 20
 """A block is about this long: large enough to be fast, small enough for any machine."""
 
+_LONGEST_MAGIC = 8
 _NOT_LETTERS = re.compile("[^A-Za-z]+")
 _FOREIGN = {
     b"\x1f\x8b": "gzip",
@@ -38,7 +40,9 @@ class Normalizer:
 
 
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
-    """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at a space).
+    """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at white space).
+
+    Only a single word longer than eight blocks is cut.
 
     A byte-order mark is dropped; CR LF and CR become LF. Raises `DataError` with the byte offset when the file is
     not UTF-8, and with the likely format when it is not text.
@@ -47,7 +51,7 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     offset, rest = 0, ""
     with path.open("rb") as file:
         while True:
-            raw = file.read(block_bytes)
+            raw = file.read(block_bytes if offset else max(block_bytes, _LONGEST_MAGIC))
             if offset == 0:
                 _refuse_foreign(path, raw)
             waiting = len(decoder.getstate()[0])
@@ -73,10 +77,15 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
                 return
             cut = text.rfind("\n") + 1
             if not cut and len(text) > 8 * block_bytes:
-                cut = text.rfind(" ") + 1 or len(text)
+                cut = _last_word(text) or len(text)
             if cut:
                 yield text[:cut]
             rest = text[cut:] + held
+
+
+def _last_word(text: str) -> int:
+    """Return where the last word of `text` starts; its end when that is white space."""
+    return len(text) if text[-1].isspace() else len(text) - len(text.rsplit(maxsplit=1)[-1])
 
 
 def _refuse_foreign(path: Path, raw: bytes) -> None:
@@ -119,8 +128,12 @@ def _letters_stripped(blocks: Iterable[str]) -> Iterator[str]:
 
 def _letters_by_line(blocks: Iterable[str]) -> Iterator[str]:
     """Each line by itself, stripped (the book's edition 2.0); lines stay apart here, and meet in characters."""
+    # What the unfinished line holds so far: nothing, something that ends in a letter, or in a space.
+    before: Literal["", "x", "x "] = ""
     for block in blocks:
-        yield "\n".join(_letters(line).strip() for line in block.split("\n"))
+        lines = [_letters(line) for line in (before + block).split("\n")]
+        yield "\n".join(line.strip() for line in lines)[1 if before else 0 :]
+        before = "" if not lines[-1].strip() else "x " if lines[-1].endswith(" ") else "x"
 
 
 def _without_line_ends(blocks: Iterable[str]) -> Iterator[str]:

@@ -231,6 +231,8 @@ class _Training:
         valid_loss = None
         if self.valid_ids is not None:
             valid_loss = stream_loss(self.model, self.valid_ids) / (len(self.valid_ids) - 1)
+            if not math.isfinite(valid_loss):  # the last update left weights that predict nothing
+                raise self._diverged(len(losses), f"validation loss {valid_loss}, gradient norm {float(norms[-1])}")
         epoch = Epoch(
             number=len(self.history) + 1,
             epochs=self.config.epochs,
@@ -278,11 +280,14 @@ class _Training:
         bad = ~(torch.isfinite(losses) & torch.isfinite(norms))
         if bad.any():
             step = int(bad.nonzero()[0, 0])
-            raise IntegrityError(
-                f"training diverged in epoch {len(self.history) + 1} at step {step + 1}",
-                f"loss {float(losses[step])}, gradient norm {float(norms[step])}",
-                "lower train.learning_rate or train.clip_norm",
-            )
+            raise self._diverged(step + 1, f"loss {float(losses[step])}, gradient norm {float(norms[step])}")
+
+    def _diverged(self, step: int, value: str) -> IntegrityError:
+        return IntegrityError(
+            f"training diverged in epoch {len(self.history) + 1} at step {step}",
+            value,
+            "lower train.learning_rate or train.clip_norm",
+        )
 
     def snapshot(self) -> Snapshot:
         """Return everything needed to go on, as tensors and plain facts."""

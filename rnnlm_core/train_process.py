@@ -5,6 +5,7 @@ per line to standard output, and stops at the next minibatch when standard input
 parent is killed.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rnnlm_core.config import ModelConfig, TrainConfig
-from rnnlm_core.errors import ConfigError, ResourceError, RnnlmError, by_name
+from rnnlm_core.errors import ResourceError, RnnlmError, by_name
 from rnnlm_core.store import Handle, Store
 
 POLL_SECONDS = 0.2
@@ -86,16 +87,17 @@ def _listen(
     lines: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
     reader.start()
-    child.stdin.write(json.dumps(asdict(job)) + "\n")
-    child.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # a child that is gone already: the end of its output tells why
+        child.stdin.write(json.dumps(asdict(job)) + "\n")
+        child.stdin.flush()
     while True:
+        if should_stop():
+            _hang_up(child)
         try:
             line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            if should_stop() and not child.stdin.closed:
-                child.stdin.close()
             continue
-        if not line:
+        if not line.endswith("\n"):  # the end, or a line cut off by it
             raise _died(child, job, errors)
         message = json.loads(line)
         if "epoch" in message:
@@ -118,10 +120,7 @@ def _read_lines(stream: IO[str], lines: "queue.Queue[str]") -> None:
 def _rebuild(error: dict[str, Any]) -> Exception:
     if "traceback" in error:
         return RuntimeError(f"training failed in its process:\n{error['traceback']}")
-    cls = by_name(error["kind"])
-    if issubclass(cls, ConfigError):
-        return cls(*error["args"])
-    return cls(*error["args"])
+    return by_name(error["kind"])(*error["args"])
 
 
 def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmError | RuntimeError:
@@ -138,10 +137,16 @@ def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmE
     return RuntimeError(f"training of {job.cell} ended with exit code {code}\n{tail}")
 
 
+def _hang_up(child: "subprocess.Popen[str]") -> None:
+    """Close the child's standard input: it stops at its next minibatch."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+
+
 def _end(child: "subprocess.Popen[str]") -> None:
     """Close the pipes and make sure that the child is gone."""
-    if child.stdin is not None and not child.stdin.closed:
-        child.stdin.close()
+    _hang_up(child)
     try:
         child.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -169,18 +174,21 @@ def main() -> None:
         say(trained=_run(fields, say, stopped))
     except RnnlmError as error:
         say(error={"kind": type(error).__name__, "args": list(error.args)})
-    except MemoryError:
-        say(
-            error={
-                "kind": "ResourceError",
-                "args": ["out of memory", fields["cell"], "lower train.batch_size"],
-            }
-        )
-    except BaseException:
+    except BaseException as error:
         import traceback
 
+        if _is_out_of_memory(error):
+            remedy = "lower train.batch_size or model.hidden_size"
+            say(error={"kind": "ResourceError", "args": ["out of memory", fields["cell"], remedy]})
+            return
         say(error={"traceback": traceback.format_exc()})
         raise
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch says so by a RuntimeError, on the CPU without a class of its own."""
+    told = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in told))
 
 
 def _watch_parent(stopped: threading.Event) -> None:

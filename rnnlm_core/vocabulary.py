@@ -73,14 +73,16 @@ class Vocabulary:
         return json.dumps({"tokens": self.tokens, "counts": self.counts}, ensure_ascii=False, indent=0)
 
     @classmethod
-    def from_json(cls, text: str, where: object = "") -> "Vocabulary":
+    def from_json(cls, text: str | bytes, where: object = "") -> "Vocabulary":
         """Read what `to_json` wrote; raises `IntegrityError` for duplicates or a missing `<unk>`."""
         try:
             content = json.loads(text)
             tokens, counts = content["tokens"], content["counts"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError("not a vocabulary", where, f"rebuild it ({error})") from error
-        if not tokens or tokens[0] != UNKNOWN or len(set(tokens)) != len(tokens) or len(counts) != len(tokens):
+        if not _is_list_of(str, tokens) or not _is_list_of(int, counts) or len(counts) != len(tokens):
+            raise IntegrityError("damaged vocabulary", where, "rebuild it")
+        if not tokens or tokens[0] != UNKNOWN or len(set(tokens)) != len(tokens):
             raise IntegrityError("damaged vocabulary", where, "rebuild it")
         vocabulary = cls({})
         vocabulary.tokens, vocabulary.counts = tuple(tokens), tuple(counts)
@@ -90,7 +92,11 @@ class Vocabulary:
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
         """Read the vocabulary of a `vocabulary` artifact or a model."""
-        return cls.from_json((folder / FILE).read_text(encoding="utf-8"), folder / FILE)
+        return cls.from_json((folder / FILE).read_bytes(), folder / FILE)
+
+
+def _is_list_of(kind: type, values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def build_vocabulary(
     length = split_lengths(facts["num_tokens"]["whole"], shares)["train"] if name == "whole" else None
     counts = count_tokens(folder / f"{name}.parquet", length)
     vocabulary = Vocabulary(counts, min_freq, reserved_tokens)
-    if len(vocabulary) == 1 + len(set(reserved_tokens) - {UNKNOWN}):
+    if not any(vocabulary.counts[1:]):
         raise DataError(
             f"`tokenizer.min_freq` leaves no token, the most frequent occurs {max(counts.values(), default=0)} times",
             min_freq,

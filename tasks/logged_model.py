@@ -18,6 +18,9 @@ from rnnlm_core.model import load_model
 class TextGenerator(PythonModel):
     """Continues each text it is given."""
 
+    # MLflow would ask for type hints on `predict`, and with them ignore the parameters of the signature.
+    _skip_type_hint_validation = True
+
     def load_context(self, context):
         """Read the model's files; on any device, without running stored code."""
         self.saved = load_model(Path(context.artifacts["model"]))

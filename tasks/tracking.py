@@ -246,8 +246,10 @@ def log_file(run_id: str, path: Path, folder: str = "") -> None:
     client().log_artifact(run_id, str(path), folder or None)
 
 
-def log_model(run_id: str, folder: Path, cell: str) -> str:
+def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
     """Log a saved model so that MLflow loads it back and generates with it; return its address.
+
+    `example` is a text the model can continue; MLflow tries it, so a model that does not load is not logged.
 
     The model is stored as source and safetensors: nothing is pickled, and no package of ours needs to be installed
     where it is loaded.
@@ -269,6 +271,7 @@ def log_model(run_id: str, folder: Path, cell: str) -> str:
             code_paths=[str(package)],
             artifacts={"model": str(folder)},
             signature=_signature(),
+            input_example=([example], {"length": 20, "temperature": 0.0, "seed": 0}),
             pip_requirements=_requirements(),
             tags={"cell": cell},
         )

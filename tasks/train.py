@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
+from rnnlm_core.errors import Stopped
 from rnnlm_core.store import Handle
 from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.train_process import Job, train_in_child
@@ -62,6 +63,8 @@ def train(
             log.add(epoch)
             progress.publish(progress.News("train", cell, epoch=epoch))
 
+        if stop_requested.is_set():
+            raise Stopped("training stopped", cell, "run the same command again to go on")
         settings = replace(config, device=device)
         job = Job(cell, corpus.handle, vocabulary.handle, model, settings, str(store.root), key, threads)
         try:
@@ -71,7 +74,7 @@ def train(
         finally:
             log.flush()
         trained: Trained = TypeAdapter(Trained).validate_python(result)
-        _report(run_id, trained, vocabulary)
+        _report(run_id, trained, corpus, vocabulary)
     return TrackedTraining(trained, run_id)
 
 
@@ -79,9 +82,13 @@ def _tags(corpus: Corpus, vocabulary: BuiltVocabulary) -> dict[str, str]:
     return {"rnnlm.corpus_sha256": corpus.handle.sha256, "rnnlm.vocabulary_sha256": vocabulary.handle.sha256}
 
 
-def _report(run_id: str, trained: Trained, vocabulary: BuiltVocabulary) -> None:
+def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
     """Log what is known only at the end."""
-    folder = workspace.store().open(trained.model)
+    from rnnlm_core.generate import opening
+    from rnnlm_core.model import load_model
+
+    store = workspace.store()
+    folder = store.open(trained.model)
     tracking.log_metrics(
         run_id,
         {
@@ -97,8 +104,9 @@ def _report(run_id: str, trained: Trained, vocabulary: BuiltVocabulary) -> None:
             ),
         },
     )
-    tracking.log_file(run_id, workspace.store().path(vocabulary.handle) / VOCABULARY_FILE)
-    address = tracking.log_model(run_id, folder, trained.cell)
+    tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
+    example = opening(load_model(folder), store.open(corpus.handle), "train")
+    address = tracking.log_model(run_id, folder, trained.cell, example)
     tracking.set_tags(
         run_id,
         {"rnnlm.device": trained.device, "rnnlm.model_sha256": trained.model.sha256, "rnnlm.model_uri": address},

@@ -1,0 +1,136 @@
+"""Prefect's own server for the length of one command, when no other is configured.
+
+Prefect would start one by itself, but only after our imports, and would leave it behind if we are killed. This one
+starts beside the imports, which halves the wait, and ends with its parent: `python -m flows.server` serves until its
+standard input closes.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from rnnlm_core.errors import ResourceError
+
+STARTUP_SECONDS = 120
+
+
+@contextmanager
+def prefect_api() -> Iterator["Api"]:
+    """Start what is needed to reach a Prefect API; `Api.ready()` waits for it."""
+    from prefect.settings import get_current_settings
+
+    configured = get_current_settings().api.url
+    yield Api(configured) if configured else OwnApi()
+
+
+class Api:
+    """A Prefect API that somebody else runs."""
+
+    own = False
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Check that the API answers; Prefect itself would try for minutes."""
+        import httpx
+
+        try:
+            httpx.get(f"{self.url}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ResourceError(
+                "the Prefect server does not answer",
+                f"{self.url} ({type(error).__name__})",
+                "start it with `prefect server start`, or unset PREFECT_API_URL to run without one",
+            ) from error
+        with nullcontext():
+            yield
+
+
+class OwnApi(Api):
+    """A Prefect API that lives as long as this process."""
+
+    own = True
+
+    def __init__(self) -> None:
+        # In a session of its own: Ctrl-C is for us, and the server must outlive what we still have to tell it.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        # Registered before Prefect's own exit handlers, so it runs after them: their last events still arrive.
+        atexit.register(self.stop)
+        assert self.process.stdout is not None
+        port = self.process.stdout.readline().strip()
+        super().__init__(f"http://127.0.0.1:{port}/api")
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Wait until the server answers, and have flows use it."""
+        import httpx
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while not _healthy(httpx, self.url):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise ResourceError(
+                    "Prefect's own server did not start",
+                    f"exit code {self.process.poll()}",
+                    "run `prefect server start` to see why, and set PREFECT_API_URL to use it",
+                )
+            time.sleep(0.1)
+        with temporary_settings({PREFECT_API_URL: self.url}):
+            yield
+
+    def stop(self) -> None:
+        """End the server and wait for it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def _healthy(httpx: object, url: str) -> bool:
+    try:
+        return bool(httpx.get(f"{url}/health", timeout=5).status_code == 200)  # type: ignore[attr-defined]
+    except httpx.TransportError:  # type: ignore[attr-defined]
+        return False
+
+
+def main() -> None:
+    """Be the server."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    os.dup2(2, 1)
+
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
