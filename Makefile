@@ -28,4 +28,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 ui: $(STAMP)  ## both user interfaces on loopback, until Ctrl-C
-	$(BIN)/rnnlm ui
+	@echo "MLflow:  http://127.0.0.1:5000"; echo "Prefect: http://127.0.0.1:4200"; \
+	$(BIN)/prefect server start --host 127.0.0.1 & prefect=$$!; trap 'kill $$prefect' EXIT; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	$(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

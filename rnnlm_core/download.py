@@ -296,11 +296,9 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
             "; ".join(wrong + tried),
             "correct or unset RNNLM_MIRROR, or give the text by its path",
         )
-    name = file.name or "the file"
+    first = f"set RNNLM_MIRROR to a folder or address that holds {file.name}" if file.name else "check the address"
     raise NetworkError(
-        "cannot download",
-        f"tried {'; '.join(tried)}",
-        f"set RNNLM_MIRROR to a folder or address that holds {name}, or give a text of your own with --corpus PATH",
+        "cannot download", f"tried {'; '.join(tried)}", f"{first}, or give a text on this machine with --corpus PATH"
     )
 
 

@@ -1,0 +1,196 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rnnlm_core import store as store_module
+from rnnlm_core.errors import IntegrityError, ResourceError
+from rnnlm_core.store import Handle, Store, file_sha256, write_atomically
+
+
+def _put(store: Store, **files: str) -> Handle:
+    with store.draft("text") as draft:
+        for name, content in files.items():
+            (draft.folder / f"{name}.txt").write_text(content)
+        return draft.publish()
+
+
+def _everything_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_what_is_put_can_be_opened(store: Store) -> None:
+    handle = _put(store, whole="words")
+    folder = store.open(handle)
+    assert folder == store.path(handle) == store.root / "text" / handle.sha256
+    assert (folder / "whole.txt").read_text() == "words"
+    assert store.fault(handle) == ""
+
+
+def test_a_handle_is_the_digest_of_the_manifest(store: Store) -> None:
+    handle = _put(store, whole="words")
+    manifest = (store.open(handle) / "manifest.json").read_bytes()
+    assert hashlib.sha256(manifest).hexdigest() == handle.sha256
+    assert json.loads(manifest) == {
+        "kind": "text",
+        "files": {"whole.txt": {"bytes": 5, "sha256": hashlib.sha256(b"words").hexdigest()}},
+    }
+
+
+def test_a_handle_is_shown_short() -> None:
+    assert str(Handle("text", "0123456789abcdef" * 4)) == "text:0123456789ab"
+
+
+def test_files_in_folders_are_kept(store: Store) -> None:
+    with store.draft("model") as draft:
+        (draft.folder / "a" / "b").mkdir(parents=True)
+        (draft.folder / "a" / "b" / "c.bin").write_bytes(b"\x00\xff")
+        handle = draft.publish()
+    assert (store.open(handle) / "a" / "b" / "c.bin").read_bytes() == b"\x00\xff"
+    (store.path(handle) / "a" / "b" / "c.bin").write_bytes(b"\x00\xfe")
+    assert store.fault(handle) == "has a damaged a/b/c.bin"
+
+
+def test_equal_content_is_kept_once(store: Store) -> None:
+    first = _put(store, train="a", test="b")
+    before = _everything_in(store.root)
+    again = _put(store, test="b", train="a")
+    assert again == first
+    assert _everything_in(store.root) == before
+
+
+def test_equal_content_has_the_same_handle_in_any_store(tmp_path: Path) -> None:
+    assert _put(Store(tmp_path / "a"), whole="x") == _put(Store(tmp_path / "b"), whole="x")
+
+
+def test_other_content_other_names_and_other_kinds_have_other_handles(store: Store) -> None:
+    with store.draft("corpus") as draft:
+        (draft.folder / "whole.txt").write_text("x")
+        other_kind = draft.publish()
+    handles = [_put(store, whole="x"), _put(store, whole="y"), _put(store, train="x"), other_kind]
+    assert len({handle.sha256 for handle in handles}) == 4
+
+
+def test_a_missing_artifact_is_an_integrity_error_with_its_place_and_remedy(store: Store) -> None:
+    handle = Handle("text", "0" * 64)
+    with pytest.raises(IntegrityError, match="artifact text:000000000000 is missing: .*: run the same command again"):
+        store.open(handle)
+
+
+def test_a_changed_byte_is_noticed(store: Store) -> None:
+    handle = _put(store, whole="words")
+    (store.path(handle) / "whole.txt").write_text("wordz")
+    with pytest.raises(IntegrityError, match=r"has a damaged whole\.txt"):
+        store.open(handle)
+
+
+def test_a_file_cut_short_is_noticed(store: Store) -> None:
+    handle = _put(store, whole="words")
+    (store.path(handle) / "whole.txt").write_text("word")
+    assert store.fault(handle) == "has a damaged whole.txt"
+
+
+def test_a_missing_file_is_noticed(store: Store) -> None:
+    handle = _put(store, train="a", test="b")
+    (store.path(handle) / "test.txt").unlink()
+    with pytest.raises(IntegrityError, match=r"lacks test\.txt"):
+        store.open(handle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"kind": "text", "files": {}}'])
+def test_a_changed_manifest_is_noticed(store: Store, content: bytes) -> None:
+    handle = _put(store, whole="words")
+    (store.path(handle) / "manifest.json").write_bytes(content)
+    with pytest.raises(IntegrityError, match="has a changed manifest"):
+        store.open(handle)
+
+
+def test_a_manifest_that_is_gone_is_noticed(store: Store) -> None:
+    handle = _put(store, whole="words")
+    (store.path(handle) / "manifest.json").unlink()
+    assert store.fault(handle) == "is missing"
+
+
+@pytest.mark.parametrize("damage", ["byte", "file", "manifest"])
+def test_publishing_again_repairs_a_damaged_artifact(store: Store, damage: str) -> None:
+    handle = _put(store, whole="words")
+    folder = store.path(handle)
+    if damage == "byte":
+        (folder / "whole.txt").write_text("wordz")
+    else:
+        (folder / {"file": "whole.txt", "manifest": "manifest.json"}[damage]).unlink()
+    assert store.fault(handle)
+    assert _put(store, whole="words") == handle
+    assert (store.open(handle) / "whole.txt").read_text() == "words"
+
+
+def test_a_draft_that_fails_leaves_nothing(store: Store) -> None:
+    def fail() -> None:
+        with store.draft("text") as draft:
+            (draft.folder / "whole.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert _everything_in(store.root) == ["text"]
+
+
+def test_a_draft_that_is_not_published_leaves_nothing(store: Store) -> None:
+    with store.draft("text") as draft:
+        (draft.folder / "whole.txt").write_text("half")
+    assert _everything_in(store.root) == ["text"]
+
+
+def test_a_copy_that_another_process_published_first_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overtaken(self: Path, place: Path) -> None:
+        shutil.copytree(self, place)
+        raise FileExistsError(place)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    handle = _put(store, whole="words")
+    assert (store.open(handle) / "whole.txt").read_text() == "words"
+    assert _everything_in(store.root / "text") == [handle.sha256, *(f"{handle.sha256}/{n}" for n in ("manifest.json", "whole.txt"))]
+
+
+def test_a_rename_that_fails_is_not_hidden(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, place: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        _put(store, whole="words")
+
+
+def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="cannot write artifacts: .*file/text"):
+        _put(Store(tmp_path / "file"), whole="words")
+
+
+def test_writing_atomically_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.json"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert _everything_in(tmp_path) == ["a", "a/b.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "b.json"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert _everything_in(tmp_path) == ["b.json"]
+
+
+def test_a_file_s_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\x00" * 3_000_000 + b"end")
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"\x00" * 3_000_000 + b"end").hexdigest()

@@ -1,0 +1,202 @@
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rnnlm_core import normalize
+from rnnlm_core import tokenize as tokenize_module
+from rnnlm_core.errors import DataError, IntegrityError, UsageError
+from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import token_batches, token_facts, tokenize, tokenizer
+
+TEXTS = st.text(st.sampled_from("ab \n\t é中\u00a0\u3000\x1c\x85") | st.characters(exclude_categories=["Cs"]), max_size=80)
+
+
+def _text(store: Store, **files: str | bytes) -> Handle:
+    with store.draft("text") as draft:
+        for split, content in files.items():
+            (draft.folder / f"{split}.txt").write_bytes(content.encode() if isinstance(content, str) else content)
+        return draft.publish()
+
+
+def _tokens(path: Path) -> list[str]:
+    return [dictionary[i] for indices, dictionary in token_batches(path) for i in indices]
+
+
+def _tokenized(text: str, level: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        return _tokens(store.open(tokenize(_text(store, whole=text), "none", level, store).handle) / "whole.parquet")
+
+
+def _plain(text: str) -> str:
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _small_pieces(patch: pytest.MonkeyPatch, tokens: int, block_bytes: int) -> None:
+    patch.setattr(tokenize_module, "ROW_GROUP", tokens)
+    patch.setattr(normalize.read_blocks, "__defaults__", (block_bytes,))
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXTS)
+def test_characters_are_those_of_the_text(text: str) -> None:
+    assume(_plain(text))
+    assert _tokenized(text, "char") == list(_plain(text))
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXTS)
+def test_words_are_what_python_splits(text: str) -> None:
+    assume(_plain(text).split())
+    assert _tokenized(text, "word") == _plain(text).split()
+
+
+@settings(deadline=None, max_examples=40)
+@given(TEXTS, st.integers(1, 20), st.integers(1, 20))
+def test_characters_do_not_depend_on_row_groups_and_blocks(text: str, row_group: int, block_bytes: int) -> None:
+    assume(_plain(text))
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch, row_group, block_bytes)
+        assert _tokenized(text, "char") == list(_plain(text))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(["a", "bb", "中文", "the"]), min_size=1, max_size=60), st.sampled_from([" ", "\n", "\u00a0"]))
+def test_words_do_not_depend_on_row_groups_and_blocks(words: list[str], space: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch, 5, 2)
+        assert _tokenized(space.join(words), "word") == words
+
+
+def test_every_white_space_of_python_separates_words() -> None:
+    spaces = [chr(point) for point in range(0x110000) if chr(point).isspace()]
+    assert _tokenized("".join(f"a{space}b" for space in spaces), "word") == ["a", *["ba"] * (len(spaces) - 1), "b"]
+
+
+def test_a_row_group_holds_a_bounded_number_of_tokens(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _small_pieces(monkeypatch, 100, 64)
+    tokens = tokenize(_text(store, whole="ab cd\n" * 200), "none", "char", store)
+    metadata = pq.read_metadata(store.open(tokens.handle) / "whole.parquet")
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert sum(sizes) == 1200
+    assert max(sizes) <= 100
+
+
+def test_a_dictionary_is_in_order_of_first_appearance(store: Store) -> None:
+    tokens = tokenize(_text(store, whole="cabbage 中é中"), "none", "char", store)
+    ((indices, dictionary),) = token_batches(store.open(tokens.handle) / "whole.parquet")
+    assert dictionary == ["c", "a", "b", "g", "e", " ", "中", "é"]
+    assert indices.tolist() == [0, 1, 2, 2, 1, 3, 4, 5, 6, 7, 6]
+
+
+def test_more_words_than_a_dictionary_page_holds_are_kept(store: Store) -> None:
+    words = [f"{i}-{'x' * 40}" for i in range(40_000)]
+    tokens = tokenize(_text(store, whole=" ".join([*words, *words])), "none", "word", store)
+    assert tokens.num_tokens == {"whole": 80_000}
+    assert _tokens(store.open(tokens.handle) / "whole.parquet") == [*words, *words]
+
+
+def test_each_split_has_its_own_file(store: Store) -> None:
+    tokens = tokenize(_text(store, train="a b c", valid="d e", test="f"), "none", "word", store)
+    assert tokens.num_tokens == {"train": 3, "valid": 2, "test": 1}
+    assert _tokens(store.open(tokens.handle) / "valid.parquet") == ["d", "e"]
+
+
+def test_the_facts_go_with_the_tokens(store: Store) -> None:
+    tokens = tokenize(_text(store, whole="One, two"), "letters", "word", store)
+    assert token_facts(store.open(tokens.handle)) == {
+        "level": "word",
+        "normalizer": "letters",
+        "num_tokens": {"whole": 2},
+    }
+
+
+def test_the_book_s_lines_meet_in_characters_and_stay_apart_in_words(store: Store) -> None:
+    text = _text(store, whole="The end.\nOf it\n")
+    chars = tokenize(text, "d2l-lines", "char", store)
+    words = tokenize(text, "d2l-lines", "word", store)
+    assert "".join(_tokens(store.open(chars.handle) / "whole.parquet")) == "the endof it"
+    assert _tokens(store.open(words.handle) / "whole.parquet") == ["the", "end", "of", "it"]
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_the_same_text_gives_the_same_bytes(tmp_path: Path, level: str) -> None:
+    handles = []
+    for name in ("a", "b"):
+        store = Store(tmp_path / name)
+        handles.append(tokenize(_text(store, whole="the time machine " * 50), "letters", level, store).handle)
+    assert handles[0] == handles[1]
+
+
+def test_levels_and_normalizers_give_different_artifacts(store: Store) -> None:
+    text = _text(store, whole="abc")
+    handles = {tokenize(text, rule, level, store).handle for rule in ("none", "letters") for level in ("char", "word")}
+    assert len(handles) == 4
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("rule", ["letters", "d2l-lines"])
+def test_a_text_of_which_nothing_is_left_names_the_remedy(store: Store, rule: str, level: str) -> None:
+    remedy = f"no tokens left after normalizer `{rule}`: .*: use `--set corpus.normalizer=none`, which keeps every script"
+    with pytest.raises(DataError, match=remedy):
+        tokenize(_text(store, whole="分开\n不分开"), rule, level, store)
+    assert list((store.root / "tokens").iterdir()) == []
+
+
+def test_white_space_alone_has_no_words(store: Store) -> None:
+    with pytest.raises(DataError, match="normalizer `none`: .*: give a text that holds more than white space"):
+        tokenize(_text(store, whole=" \n\t\u00a0\n"), "none", "word", store)
+
+
+def test_one_character_is_one_token(store: Store) -> None:
+    assert tokenize(_text(store, whole="x"), "none", "char", store).num_tokens == {"whole": 1}
+
+
+def test_bytes_that_are_not_utf_8_are_refused(store: Store) -> None:
+    with pytest.raises(DataError, match="not UTF-8: byte 0xe9 at offset 3"):
+        tokenize(_text(store, whole=b"caf\xe9"), "none", "char", store)
+
+
+def test_a_damaged_text_is_not_tokenized(store: Store) -> None:
+    text = _text(store, whole="abc")
+    (store.path(text) / "whole.txt").write_text("abd")
+    with pytest.raises(IntegrityError, match=r"has a damaged whole\.txt"):
+        tokenize(text, "none", "char", store)
+
+
+def test_unknown_levels_and_normalizers_are_refused(store: Store) -> None:
+    with pytest.raises(UsageError, match=r"unknown tokenizer level: words: did you mean word\?"):
+        tokenizer("words")
+    with pytest.raises(UsageError, match="unknown normalizer: lines"):
+        tokenize(_text(store, whole="abc"), "lines", "char", store)
+
+
+def test_a_flipped_byte_is_noticed_on_reading(store: Store) -> None:
+    tokens = tokenize(_text(store, whole="".join(map(chr, range(0x4E00, 0x5E00)))), "none", "char", store)
+    path = store.open(tokens.handle) / "whole.parquet"
+    column = pq.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.dictionary_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        _tokens(path)
+
+
+def test_the_time_machine_has_its_words_and_characters(store: Store, mirror: Path) -> None:
+    text = _text(store, whole=(mirror / "timemachine.txt").read_bytes())
+    counts = {
+        (rule, level): tokenize(text, rule, level, store).num_tokens["whole"]
+        for rule, level in [("d2l-lines", "char"), ("d2l-whole", "char"), ("letters", "word")]
+    }
+    assert counts == {("d2l-lines", "char"): 170_580, ("d2l-whole", "char"): 173_428, ("letters", "word"): 32_775}
+
+
+def test_indices_are_integers(store: Store) -> None:
+    tokens = tokenize(_text(store, whole="abc"), "none", "char", store)
+    for indices, _ in token_batches(store.open(tokens.handle) / "whole.parquet"):
+        assert indices.dtype == np.int32
