@@ -247,7 +247,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+    # As wide as it is: a terminal wraps what a table that shrinks would hide.
+    Console(width=1000, highlight=False).print(table)
 
 
 def _load(reference: str) -> "SavedModel":

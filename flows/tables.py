@@ -12,12 +12,12 @@ from rich.table import Table
 from flows.summary import figure
 from tasks.tracking import TrackedRun
 
+NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs")
+
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the comparison of a run's cells; the best is marked."""
-    table = _table(
-        "cell", "train ppl", "valid ppl", "test ppl", "bits/char", "tokens/s", "parameters", "epochs", "training"
-    )
+    table = _table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
     for cell, f in summary["cells"].items():
         table.add_row(
             f"{cell} *" if cell == summary["best_cell"] else cell,
@@ -28,17 +28,15 @@ def summary_table(summary: dict[str, Any]) -> Table:
             f"{f['tokens_per_second']:,.0f}",
             f"{f['parameters']:,}",
             str(f["epochs"]),
-            "cached" if f["cached"] else "done",
+            "yes" if f["cached"] else "no",
         )
-    table.title = f"{summary['preset']} · {summary['corpus']}   (* best)"
+    table.title = f"{summary['preset']} · {summary['corpus']} · perplexity on train, valid, test (* best)"
     return table
 
 
 def runs_table(runs: list[TrackedRun]) -> Table:
     """Return tracked cell runs, one line each."""
-    table = _table(
-        "started", "cell", "corpus", "preset", "train ppl", "valid ppl", "test ppl", "bits/char", "status", "run id"
-    )
+    table = _table("started", "cell", "corpus", "preset", "train", "valid", "test", "bits/char", "status", "run id")
     for run in runs:
         m = run.metrics
         table.add_row(
@@ -75,8 +73,8 @@ def _command(name: str, arguments: str) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="", padding=(0, 1, 0, 0))
     for column in columns:
-        numeric = column in ("train ppl", "valid ppl", "test ppl", "bits/char", "tokens/s", "parameters", "epochs")
+        numeric = column in NUMBERS
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     return table

@@ -291,10 +291,11 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
             continue
         return path
     if wrong:
+        first = "correct or unset RNNLM_MIRROR" if _mirror_places(file) else "check the address and the digest"
         raise IntegrityError(
             f"digest mismatch, expected sha256 {file.sha256}",
             "; ".join(wrong + tried),
-            "correct or unset RNNLM_MIRROR, or give the text by its path",
+            f"{first}, or give the text by its path",
         )
     first = f"set RNNLM_MIRROR to a folder or address that holds {file.name}" if file.name else "check the address"
     raise NetworkError(

@@ -93,7 +93,11 @@ class Store:
             return "is missing"
         if hashlib.sha256(manifest).hexdigest() != handle.sha256:
             return "has a changed manifest"
-        for name, entry in json.loads(manifest)["files"].items():
+        files = json.loads(manifest)["files"]
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if strange := sorted(there - files.keys() - {MANIFEST}):
+            return f"has a file too many, {strange[0]}"
+        for name, entry in files.items():
             path = folder / name
             if not path.is_file():
                 return f"lacks {name}"

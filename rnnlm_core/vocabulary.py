@@ -64,7 +64,7 @@ class Vocabulary:
     def to_tokens(self, ids: Iterable[int]) -> list[str]: ...
     def to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
         """Return the token of an id, or the tokens of several."""
-        if isinstance(ids, int):
+        if isinstance(ids, int | np.integer):
             return self.tokens[ids]
         return [self.tokens[i] for i in ids]
 

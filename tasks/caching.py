@@ -19,6 +19,7 @@ from prefect import Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.serializers import Serializer
+from prefect.settings import get_current_settings
 from pydantic import TypeAdapter
 
 from rnnlm_core.store import Handle
@@ -40,6 +41,7 @@ class NotWhole(Exception):  # noqa: N818 - tells Prefect that a record does not 
 def stage(core_module: str, result: type, **options: Any) -> Callable[[Callable[..., Result]], Task[..., Result]]:
     """Make a function a cached Prefect task that runs `core_module` and returns a `result` (a dataclass)."""
     RESULTS[result.__name__] = result
+    source_digest(core_module)  # now, in one thread: parsing in several at once fails in Python 3.11 (gh-106905)
 
     def decorate(function: Callable[..., Result]) -> Task[..., Result]:
         return task(
@@ -68,7 +70,24 @@ class ContentPolicy(CachePolicy):
         **_: Any,
     ) -> str | None:
         """Return the key, or None when the content of an input is not known beforehand."""
-        return cache_key(task_ctx.task.name, inputs, self.core_module)
+        key = cache_key(task_ctx.task.name, inputs, self.core_module)
+        if key is not None:
+            _drop_foreign_record(key)
+        return key
+
+
+def _drop_foreign_record(key: str) -> None:
+    """Remove a record that names another reader than ours: Prefect would let it choose one, pickle included."""
+    record = Path(get_current_settings().results.local_storage_path) / key
+    try:
+        reader = json.loads(record.read_bytes())["metadata"]["serializer"]["type"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        reader = None
+    if reader != "rnnlm-verified":
+        record.unlink(missing_ok=True)
+        progress.warn("cache", f"not a record of ours: {record}: removed, doing it again")
 
 
 def cache_key(name: str, inputs: dict[str, Any], core_module: str) -> str | None:
@@ -122,6 +141,8 @@ def _with_imports(module: str) -> set[str]:
         for node in ast.walk(ast.parse(_source(name).read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
                 waiting.append(node.module)
+                if node.module == "rnnlm_core":
+                    waiting.extend(f"rnnlm_core.{alias.name}" for alias in node.names)
             elif isinstance(node, ast.Import):
                 waiting.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
     return found

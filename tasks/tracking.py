@@ -261,10 +261,12 @@ def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
     client()
     code = Path(__file__).with_name("logged_model.py")
     package = Path(rnnlm_core.__file__).parent
+    # Created here, in the run's experiment: MLflow itself would put it into its default one, under the current folder.
+    model = client().create_logged_model(experiment_id(), name="model", source_run_id=run_id, tags={"cell": cell})
     with _registering:  # MLflow runs the model's source through a global variable
         logged = Model.log(
             artifact_path=None,
-            name="model",
+            model_id=model.model_id,
             flavor=mlflow.pyfunc,
             run_id=run_id,
             python_model=str(code),
@@ -273,7 +275,6 @@ def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
             signature=_signature(),
             input_example=([example], {"length": 20, "temperature": 0.0, "seed": 0}),
             pip_requirements=_requirements(),
-            tags={"cell": cell},
         )
     return str(logged.model_uri)
 
@@ -388,7 +389,8 @@ def model_files(uri: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except MlflowException as error:
         raise DataError("no such model", uri, "`rnnlm compare` lists the runs there are") from error
-    return folder / "artifacts" / "model"
+    (files,) = (folder / "artifacts").iterdir()  # MLflow keeps the name that the folder had
+    return files
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:

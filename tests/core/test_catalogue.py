@@ -51,5 +51,7 @@ def test_the_digests_are_those_of_the_published_files(mirror: Path) -> None:
 
 
 def test_an_unknown_corpus_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"unknown corpus: shakespear: did you mean shakespeare\? \(known: python-docs, "):
+    with pytest.raises(
+        UsageError, match=r"unknown corpus: shakespear: did you mean shakespeare\? \(known: python-docs, "
+    ):
         corpus_entry("shakespear")

@@ -31,7 +31,9 @@ def test_the_defaults_hold_every_rule() -> None:
 
 
 def test_flattening_and_overriding_gives_the_config_back() -> None:
-    changed = override(DEFAULT, {"train.epochs": 3, "corpus.split": "90/10/0", "evaluate.split": "valid", "cells": ["gru"]})
+    changed = override(
+        DEFAULT, {"train.epochs": 3, "corpus.split": "90/10/0", "evaluate.split": "valid", "cells": ["gru"]}
+    )
     assert override(DEFAULT, flatten(changed)) == changed
     assert changed != DEFAULT
 

@@ -59,7 +59,7 @@ def _ids(store: Store, corpus: Corpus) -> dict[str, list[int]]:
     return {name: read_ids(folder / f"{name}.parquet").tolist() for name in corpus.splits}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.text(st.sampled_from("abcde \n中"), min_size=20, max_size=200),
     st.tuples(st.integers(2, 9), st.sampled_from([0, 2, 3]), st.sampled_from([0, 2, 3])),
@@ -78,7 +78,7 @@ def test_the_splits_together_are_the_stream_again(text: str, shares: Shares, row
     assert {name: len(ids.get(name, [])) for name in SPLITS} == split_lengths(len(text), shares)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from(["a", "bb", "the", "中文", "xyzzy"]), min_size=20, max_size=80), st.integers(1, 4))
 def test_the_facts_are_those_of_the_written_ids(words: list[str], min_freq: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,11 @@ def test_the_facts_are_those_of_the_written_ids(words: list[str], min_freq: int)
 
 def test_characters_predict_all_but_the_first(store: Store) -> None:
     corpus, _ = _built(store, _text(store, whole="abcdefghij" * 10), (80, 10, 10))
-    assert {name: facts.predicted_chars for name, facts in corpus.splits.items()} == {"train": 79, "valid": 9, "test": 9}
+    assert {name: facts.predicted_chars for name, facts in corpus.splits.items()} == {
+        "train": 79,
+        "valid": 9,
+        "test": 9,
+    }
 
 
 def test_out_of_vocabulary_tokens_are_counted(store: Store) -> None:
@@ -111,11 +115,11 @@ def test_out_of_vocabulary_tokens_are_counted(store: Store) -> None:
 def test_max_tokens_shortens_training_alone(store: Store) -> None:
     text = _text(store, whole="abcdefghij" * 10)
     whole, vocabulary = _built(store, text, (80, 10, 10))
-    short, same_vocabulary = _built(store, text, (80, 10, 10), max_tokens=30)
+    short, same_vocabulary = _built(store, text, (80, 10, 10), max_tokens=5)
     assert vocabulary.tokens == same_vocabulary.tokens
     all_ids, ids = _ids(store, whole), _ids(store, short)
-    assert ids == {**all_ids, "train": all_ids["train"][:30]}
-    assert short.splits["train"] == SplitFacts(30, 0, 29)
+    assert ids == {**all_ids, "train": all_ids["train"][:5]}
+    assert short.splits["train"] == SplitFacts(5, 0, 4)
 
 
 def test_max_tokens_beyond_the_end_keeps_everything(store: Store) -> None:
@@ -183,7 +187,9 @@ def test_facts_and_conventions_lie_beside_the_ids(store: Store) -> None:
     assert set(json.loads((folder / "corpus.json").read_text())["splits"]) == {"train", "valid", "test"}
 
 
-@pytest.mark.parametrize(("shares", "files"), [((1, 0, 0), ["train"]), ((9, 1, 0), ["train", "valid"]), ((9, 0, 1), ["test", "train"])])
+@pytest.mark.parametrize(
+    ("shares", "files"), [((1, 0, 0), ["train"]), ((9, 1, 0), ["train", "valid"]), ((9, 0, 1), ["test", "train"])]
+)
 def test_a_split_without_a_share_has_no_file(store: Store, shares: Shares, files: list[str]) -> None:
     corpus, _ = _built(store, _text(store, whole="abcdefghij" * 10), shares)
     assert sorted(path.stem for path in store.open(corpus.handle).glob("*.parquet")) == files

@@ -9,7 +9,10 @@ from rnnlm_core.errors import ConfigError, DataError, RnnlmError, by_name, one_l
 
 
 def _tree(cls: type[RnnlmError]) -> list[type[RnnlmError]]:
-    return [cls, *(found for child in cls.__subclasses__() if child.__module__ == errors.__name__ for found in _tree(child))]
+    return [
+        cls,
+        *(found for child in cls.__subclasses__() if child.__module__ == errors.__name__ for found in _tree(child)),
+    ]
 
 
 @pytest.mark.parametrize(

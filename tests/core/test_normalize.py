@@ -55,6 +55,9 @@ RULES = {
 @example("\ufeffa\r\nb\rc\n\n", 1)
 @example("中\r\n文", 1)
 @example("a\r", 2)
+@example("1234567\r\n", 1)
+@example("1234567\r\r\n89\r\n", 1)
+@example("12345\r\n8901234\r\n\r", 7)
 @example("\r\r\n\r", 1)
 def test_reading_does_not_depend_on_block_seams(text: str, block_bytes: int) -> None:
     assert "".join(_read(text.encode(), block_bytes)) == _plain(text)
@@ -119,7 +122,8 @@ def test_the_letters_of_the_time_machine_have_the_words_of_the_whole_edition(mir
 
 def test_the_book_s_lines_lose_only_the_space_between_lines(mirror: Path) -> None:
     lines, letters = (
-        "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS[name], "char")) for name in ("d2l-lines", "letters")
+        "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS[name], "char"))
+        for name in ("d2l-lines", "letters")
     )
     assert lines.replace(" ", "") == letters.replace(" ", "")
     assert len(lines) < len(letters)
@@ -235,7 +239,9 @@ def test_seams_of_spaces_give_one_space() -> None:
     pieces = ["a .", ". ", "!b", " ", "", "c "]
     assert "".join(NORMALIZERS["letters"].blocks(pieces)) == "a b c"
     assert "".join(NORMALIZERS["d2l-whole"].blocks(pieces)) == "a b c "
-    assert all(not (x.endswith(" ") and y.startswith(" ")) for x, y in pairwise(NORMALIZERS["d2l-whole"].blocks(pieces)))
+    assert all(
+        not (x.endswith(" ") and y.startswith(" ")) for x, y in pairwise(NORMALIZERS["d2l-whole"].blocks(pieces))
+    )
 
 
 def test_an_unknown_normalizer_lists_the_known_ones() -> None:

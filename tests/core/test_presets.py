@@ -61,7 +61,9 @@ def test_the_book_s_settings() -> None:
 
 
 def test_a_misspelt_preset_gets_a_suggestion() -> None:
-    with pytest.raises(UsageError, match=r"unknown preset: quick-start: did you mean quickstart\? \(known: quickstart, "):
+    with pytest.raises(
+        UsageError, match=r"unknown preset: quick-start: did you mean quickstart\? \(known: quickstart, "
+    ):
         run_config("quick-start")
 
 

@@ -75,7 +75,7 @@ def test_other_content_other_names_and_other_kinds_have_other_handles(store: Sto
 
 def test_a_missing_artifact_is_an_integrity_error_with_its_place_and_remedy(store: Store) -> None:
     handle = Handle("text", "0" * 64)
-    with pytest.raises(IntegrityError, match="artifact text:000000000000 is missing: .*: run the same command again"):
+    with pytest.raises(IntegrityError, match=r"artifact text:000000000000 is missing: .*: run the same command again"):
         store.open(handle)
 
 
@@ -151,7 +151,10 @@ def test_a_copy_that_another_process_published_first_is_kept(store: Store, monke
     monkeypatch.setattr(Path, "rename", overtaken)
     handle = _put(store, whole="words")
     assert (store.open(handle) / "whole.txt").read_text() == "words"
-    assert _everything_in(store.root / "text") == [handle.sha256, *(f"{handle.sha256}/{n}" for n in ("manifest.json", "whole.txt"))]
+    assert _everything_in(store.root / "text") == [
+        handle.sha256,
+        *(f"{handle.sha256}/{n}" for n in ("manifest.json", "whole.txt")),
+    ]
 
 
 def test_a_rename_that_fails_is_not_hidden(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +168,7 @@ def test_a_rename_that_fails_is_not_hidden(store: Store, monkeypatch: pytest.Mon
 
 def test_a_root_that_cannot_be_written_is_a_resource_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match="cannot write artifacts: .*file/text"):
+    with pytest.raises(ResourceError, match=r"cannot write artifacts: .*file/text"):
         _put(Store(tmp_path / "file"), whole="words")
 
 
@@ -194,3 +197,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_s_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x00" * 3_000_000 + b"end")
     assert file_sha256(tmp_path / "x") == hashlib.sha256(b"\x00" * 3_000_000 + b"end").hexdigest()
+
+
+def test_a_file_that_was_added_is_noticed(store: Store) -> None:
+    with store.draft("text") as draft:
+        (draft.folder / "whole.txt").write_text("abc")
+        handle = draft.publish()
+    assert store.fault(handle) == ""
+    (store.path(handle) / "more.txt").write_text("def")
+    assert store.fault(handle) == "has a file too many, more.txt"

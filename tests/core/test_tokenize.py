@@ -13,7 +13,9 @@ from rnnlm_core.errors import DataError, IntegrityError, UsageError
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import token_batches, token_facts, tokenize, tokenizer
 
-TEXTS = st.text(st.sampled_from("ab \n\t é中\u00a0\u3000\x1c\x85") | st.characters(exclude_categories=["Cs"]), max_size=80)
+TEXTS = st.text(
+    st.sampled_from("ab \n\t é中\u00a0\u3000\x1c\x85") | st.characters(exclude_categories=["Cs"]), max_size=80
+)
 
 
 def _text(store: Store, **files: str | bytes) -> Handle:
@@ -66,7 +68,10 @@ def test_characters_do_not_depend_on_row_groups_and_blocks(text: str, row_group:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.sampled_from(["a", "bb", "中文", "the"]), min_size=1, max_size=60), st.sampled_from([" ", "\n", "\u00a0"]))
+@given(
+    st.lists(st.sampled_from(["a", "bb", "中文", "the"]), min_size=1, max_size=60),
+    st.sampled_from([" ", "\n", "\u00a0"]),
+)
 def test_words_do_not_depend_on_row_groups_and_blocks(words: list[str], space: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _small_pieces(patch, 5, 2)
@@ -142,14 +147,16 @@ def test_levels_and_normalizers_give_different_artifacts(store: Store) -> None:
 @pytest.mark.parametrize("level", ["char", "word"])
 @pytest.mark.parametrize("rule", ["letters", "d2l-lines"])
 def test_a_text_of_which_nothing_is_left_names_the_remedy(store: Store, rule: str, level: str) -> None:
-    remedy = f"no tokens left after normalizer `{rule}`: .*: use `--set corpus.normalizer=none`, which keeps every script"
+    remedy = (
+        f"no tokens left after normalizer `{rule}`: .*: use `--set corpus.normalizer=none`, which keeps every script"
+    )
     with pytest.raises(DataError, match=remedy):
         tokenize(_text(store, whole="分开\n不分开"), rule, level, store)
     assert list((store.root / "tokens").iterdir()) == []
 
 
 def test_white_space_alone_has_no_words(store: Store) -> None:
-    with pytest.raises(DataError, match="normalizer `none`: .*: give a text that holds more than white space"):
+    with pytest.raises(DataError, match=r"normalizer `none`: .*: give a text that holds more than white space"):
         tokenize(_text(store, whole=" \n\t\u00a0\n"), "none", "word", store)
 
 

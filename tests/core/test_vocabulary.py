@@ -147,7 +147,7 @@ def test_an_unknown_written_in_the_text_is_unknown() -> None:
     ],
 )
 def test_a_damaged_vocabulary_is_noticed(damaged: str) -> None:
-    with pytest.raises(IntegrityError, match="(not a|damaged) vocabulary: model/vocabulary.json: rebuild it"):
+    with pytest.raises(IntegrityError, match=r"(not a|damaged) vocabulary: model/vocabulary\.json: rebuild it"):
         Vocabulary.from_json(damaged, "model/vocabulary.json")
 
 
@@ -268,7 +268,9 @@ Shares = tuple[int, int, int]
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, 10**9), st.tuples(st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000)))
-def test_split_lengths_add_up_and_are_as_near_to_the_shares_as_whole_tokens_allow(num_tokens: int, shares: Shares) -> None:
+def test_split_lengths_add_up_and_are_as_near_to_the_shares_as_whole_tokens_allow(
+    num_tokens: int, shares: Shares
+) -> None:
     lengths = split_lengths(num_tokens, shares)
     assert list(lengths) == ["train", "valid", "test"]
     assert sum(lengths.values()) == num_tokens

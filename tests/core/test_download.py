@@ -1,0 +1,587 @@
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnnlm_core import download as download_module
+from rnnlm_core.catalogue import CATALOGUE
+from rnnlm_core.config import RunConfig, override
+from rnnlm_core.download import Source, check_split, download, inspect, resolve
+from rnnlm_core.errors import DataError, IntegrityError, NetworkError, UsageError
+from rnnlm_core.store import Store
+
+NOVEL = b"The Time Traveller (for so it will be convenient to speak of him)\r\n" * 40
+SMALL = {"train.batch_size": 2, "train.num_steps": 5}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Site:
+    """A web site on this machine: `pages` maps a path to its bytes; what is not there is a 404."""
+
+    address: str = ""
+    pages: dict[str, bytes] = field(default_factory=dict)
+    cut_short: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path
+        self.asked.append(path)
+        self.agents.append(request.headers["User-Agent"])
+        if path in self.silent:
+            self.closing.wait(30)
+            return
+        if path not in self.pages:
+            request.send_error(404)
+            return
+        body = self.pages[path]
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body) + (1000 if path in self.cut_short else 0)))
+        request.end_headers()
+        request.wfile.write(body)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.answer(self)
+
+        def log_message(self, *arguments: object) -> None:
+            """Keep the test's output clean."""
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        site.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield site
+        site.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNNLM_MIRROR", raising=False)
+
+
+@pytest.fixture
+def dead() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def _publish(monkeypatch: pytest.MonkeyPatch, *addresses: str, content: bytes = NOVEL) -> Source:
+    """Let the catalogue's `time-machine` be `content`, to be had from `addresses`; return what it resolves to."""
+    entry = CATALOGUE["time-machine"]
+    file = replace(entry.files[0], sha256=_sha256(content), num_bytes=len(content), addresses=addresses)
+    monkeypatch.setitem(CATALOGUE, "time-machine", replace(entry, files=(file,)))
+    return resolve("time-machine")
+
+
+def _brought(source: Source, store: Store) -> dict[str, bytes]:
+    text = download(source, store)
+    folder = store.open(text.handle)
+    files = {path.stem: path.read_bytes() for path in folder.glob("*.txt")}
+    assert text.sha256 == {split: _sha256(content) for split, content in files.items()}
+    assert text.num_bytes == sum(map(len, files.values()))
+    return files
+
+
+def _nothing_was_kept(store: Store) -> bool:
+    return not [path for path in store.root.rglob("*") if path.is_file()]
+
+
+# ---------------------------------------------------------------- named corpora over HTTP
+
+
+def test_a_named_corpus_is_downloaded_and_kept_byte_for_byte(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/timemachine.txt"] = NOVEL
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    assert _brought(source, store) == {"whole": NOVEL}
+    assert site.agents == ["rnnlm/0.1"]
+
+
+def test_resolving_a_named_corpus_asks_nobody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    assert source == Source("time-machine", "catalogue", "", (("whole", _sha256(NOVEL)),))
+    assert source.cache_identity() == (("whole", _sha256(NOVEL)),)
+    assert site.asked == []
+
+
+def test_a_mirror_by_address_is_asked_first(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.pages["/corpora/timemachine.txt"] = NOVEL
+    monkeypatch.setenv("RNNLM_MIRROR", f"{site.address}/corpora/")
+    assert _brought(_publish(monkeypatch, f"{site.address}/public.txt"), store) == {"whole": NOVEL}
+    assert site.asked == ["/corpora/timemachine.txt"]
+
+
+def test_a_mirror_by_folder_is_asked_first(
+    site: Site, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timemachine.txt").write_bytes(NOVEL)
+    monkeypatch.setenv("RNNLM_MIRROR", str(tmp_path))
+    assert _brought(_publish(monkeypatch, f"{site.address}/public.txt"), store) == {"whole": NOVEL}
+    assert site.asked == []
+
+
+def test_a_mirror_without_the_file_falls_back_to_the_public_address(
+    site: Site, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/public.txt"] = NOVEL
+    monkeypatch.setenv("RNNLM_MIRROR", str(tmp_path))
+    assert _brought(_publish(monkeypatch, f"{site.address}/public.txt"), store) == {"whole": NOVEL}
+
+
+def test_a_mirror_of_another_scheme_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_MIRROR", "ftp://user:secret@127.0.0.1/corpora")
+    with pytest.raises(UsageError, match=r"only http and https .*user:[*]{3}@.*: correct RNNLM_MIRROR") as caught:
+        download(resolve("time-machine"), store)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_dead_address_is_passed_over(site: Site, dead: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.pages["/second.txt"] = NOVEL
+    assert _brought(_publish(monkeypatch, f"{dead}/first.txt", f"{site.address}/second.txt"), store) == {"whole": NOVEL}
+
+
+def test_a_wrong_digest_is_passed_over_when_another_address_is_right(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages |= {"/first.txt": b"<html>moved</html>", "/second.txt": NOVEL}
+    source = _publish(monkeypatch, f"{site.address}/first.txt", f"{site.address}/second.txt")
+    assert _brought(source, store) == {"whole": NOVEL}
+    assert site.asked == ["/first.txt", "/second.txt"]
+
+
+def test_a_wrong_digest_everywhere_names_both_digests(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = NOVEL.replace(b"Time", b"time")
+    site.pages["/timemachine.txt"] = other
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    message = f"digest mismatch, expected sha256 {_sha256(NOVEL)}: .*/timemachine.txt has sha256 {_sha256(other)}"
+    with pytest.raises(IntegrityError, match=message):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_a_wrong_file_in_the_mirror_folder_is_noticed(
+    dead: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timemachine.txt").write_bytes(NOVEL[:-1])
+    monkeypatch.setenv("RNNLM_MIRROR", str(tmp_path))
+    source = _publish(monkeypatch, f"{dead}/public.txt")
+    with pytest.raises(
+        IntegrityError, match=r"timemachine\.txt has sha256 .*public\.txt \(no connection\): correct or unset"
+    ):
+        download(source, store)
+
+
+def test_a_body_cut_short_is_not_taken_for_the_text(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.pages["/timemachine.txt"] = NOVEL
+    site.cut_short.add("/timemachine.txt")
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    with pytest.raises(NetworkError, match=r"timemachine\.txt \(body cut short\)"):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_a_silent_server_is_given_up(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
+    site.silent.add("/timemachine.txt")
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    with pytest.raises(NetworkError, match=r"timemachine\.txt \(timed out\)"):
+        download(source, store)
+
+
+def test_when_nothing_answers_everything_tried_and_both_remedies_are_named(
+    site: Site, dead: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNLM_MIRROR", str(tmp_path))
+    source = _publish(monkeypatch, f"{site.address}/first.txt", f"{dead}/second.txt")
+    with pytest.raises(NetworkError) as caught:
+        download(source, store)
+    what, tried, remedy = caught.value.args
+    assert what == "cannot download"
+    assert tried == (
+        f"tried {tmp_path}/timemachine.txt (no such file); {site.address}/first.txt (HTTP 404); "
+        f"{dead}/second.txt (no connection)"
+    )
+    assert remedy == (
+        "set RNNLM_MIRROR to a folder or address that holds timemachine.txt, "
+        "or give a text on this machine with --corpus PATH"
+    )
+    assert _nothing_was_kept(store)
+
+
+def test_a_named_corpus_may_come_in_three_files(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {"train": b"a b c\n", "valid": b"d e\n", "test": b"f g\n"}
+    entry = CATALOGUE["time-machine"]
+    files = []
+    for split, content in contents.items():
+        site.pages[f"/{split}"] = content
+        address = f"{site.address}/{split}"
+        files.append(replace(entry.files[0], split=split, name=split, sha256=_sha256(content), addresses=(address,)))
+    monkeypatch.setitem(CATALOGUE, "time-machine", replace(entry, files=tuple(files), split="given"))
+    assert _brought(resolve("time-machine"), store) == contents
+
+
+def test_the_real_corpora_are_found_in_a_mirror_folder(
+    store: Store, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNLM_MIRROR", str(mirror))
+    for entry in CATALOGUE.values():
+        text = download(resolve(entry.name), store)
+        assert text.sha256 == dict(resolve(entry.name).files)
+
+
+def test_the_same_text_has_the_same_handle_from_anywhere(
+    site: Site, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/timemachine.txt"] = NOVEL
+    (tmp_path / "novel.txt").write_bytes(NOVEL)
+    named = download(_publish(monkeypatch, f"{site.address}/timemachine.txt"), store)
+    own = download(resolve(str(tmp_path / "novel.txt")), store)
+    address = download(resolve(f"{site.address}/timemachine.txt"), store)
+    assert named == own == address
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def test_an_address_is_downloaded_as_it_is(site: Site, store: Store) -> None:
+    site.pages["/books/novel.txt"] = NOVEL
+    source = resolve(f"{site.address}/books/novel.txt")
+    assert (source.name, source.kind, source.cache_identity()) == ("novel", "address", None)
+    assert _brought(source, store) == {"whole": NOVEL}
+
+
+def test_an_address_with_its_digest_is_checked(site: Site, store: Store) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    good = resolve(f"{site.address}/novel.txt#sha256={_sha256(NOVEL).upper()}")
+    assert good.cache_identity() == (("whole", _sha256(NOVEL)),)
+    assert _brought(good, store) == {"whole": NOVEL}
+    wrong = resolve(f"{site.address}/novel.txt#sha256={'0' * 64}")
+    with pytest.raises(IntegrityError, match=f"expected sha256 {'0' * 64}: .* has sha256 {_sha256(NOVEL)}"):
+        download(wrong, store)
+
+
+def test_an_address_does_not_ask_the_mirror(
+    site: Site, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNLM_MIRROR", str(tmp_path))
+    with pytest.raises(
+        NetworkError, match=r"tried http://[^;]*novel\.txt \(HTTP 404\): check the address, or give a text"
+    ):
+        download(resolve(f"{site.address}/novel.txt"), store)
+
+
+def test_an_address_that_gives_nothing_is_refused(site: Site, store: Store) -> None:
+    site.pages["/empty.txt"] = b""
+    address = site.address.replace("http://", "http://me:secret@")
+    with pytest.raises(DataError, match=r"the text is empty: http://me:[*]{3}@.*/empty\.txt") as caught:
+        download(resolve(f"{address}/empty.txt"), store)
+    assert "secret" not in str(caught.value)
+    assert _nothing_was_kept(store)
+
+
+@pytest.mark.parametrize("fragment", ["sha256=abc", "md5=" + "0" * 32, "chapter-1", "sha256=" + "g" * 64])
+def test_a_digest_is_written_in_one_way(fragment: str) -> None:
+    with pytest.raises(UsageError, match=f"a digest is written #sha256= and 64 hexadecimal digits: #{fragment}"):
+        resolve(f"http://127.0.0.1/novel.txt#{fragment}")
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://127.0.0.1/a.txt", "file:///etc/hostname", "http:///a.txt", "s3://bucket/a.txt"]
+)
+def test_other_schemes_are_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=f"only http and https addresses can be downloaded: {address}"):
+        resolve(address)
+
+
+def test_a_malformed_address_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"not an address: http://\[::1/a\.txt"):
+        resolve("http://[::1/a.txt")
+
+
+def test_a_password_is_not_shown(dead: str, store: Store) -> None:
+    address = dead.replace("http://", "http://me:s3cret@")
+    with pytest.raises(NetworkError, match=r"tried http://me:[*]{3}@127") as caught:
+        download(resolve(f"{address}/a.txt"), store)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_address_without_a_path_is_named_by_its_host() -> None:
+    assert resolve("http://127.0.0.1:8/").name == "127.0.0.1"
+
+
+# ---------------------------------------------------------------- files and folders
+
+
+def test_a_file_is_taken_as_it_lies(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + NOVEL)
+    source = resolve(str(path))
+    assert source == Source("novel", "local", str(path), (("whole", _sha256(path.read_bytes())),))
+    assert _brought(source, store) == {"whole": path.read_bytes()}
+
+
+def test_the_identity_of_a_file_is_its_content(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_bytes(NOVEL)
+    first, second = (resolve(str(tmp_path / name)) for name in ("a.txt", "b.md"))
+    assert first.cache_identity() == second.cache_identity()
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "novel.txt").write_bytes(NOVEL)
+    assert resolve("~/novel.txt").location == str(tmp_path / "novel.txt")
+
+
+def test_a_folder_s_texts_are_joined_in_the_order_of_their_names(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    (folder / "c").mkdir(parents=True)
+    (folder / "b.txt").write_bytes(b"second\n")
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbffirst")
+    (folder / "c" / "d.txt").write_bytes(b"\xef\xbb\xbfthird")
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "notes.md").write_bytes(b"not a text")
+    (folder / "folder.txt").mkdir()
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    source = resolve(str(folder))
+    assert [split for split, _ in source.files] == ["whole"]
+    assert _brought(source, store) == {"whole": b"first\nsecond\nthird\n"}
+
+
+def test_a_folder_of_three_splits_is_kept_apart(store: Store, tmp_path: Path) -> None:
+    contents = {"train": b"a b c\n", "valid": b"d e\n", "test": b"f g"}
+    for split, content in contents.items():
+        (tmp_path / f"{split}.txt").write_bytes(content)
+    source = resolve(str(tmp_path))
+    assert [split for split, _ in source.files] == ["train", "valid", "test"]
+    assert _brought(source, store) == contents
+
+
+def test_a_folder_that_lacks_a_split_is_one_text(store: Store, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{split}\n")
+    assert _brought(resolve(str(tmp_path)), store) == {"whole": b"test\ntrain\n"}
+
+
+@settings(deadline=None, max_examples=30)
+@given(parts=st.lists(st.binary(min_size=1, max_size=20), min_size=2, max_size=4))
+def test_the_promised_digest_of_a_folder_is_that_of_its_joined_text(
+    parts: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("books")
+    for i, part in enumerate(parts):
+        (folder / f"{i}.txt").write_bytes(part)
+    text = download(resolve(str(folder)), Store(tmp_path_factory.mktemp("store")))
+    assert text.sha256 == dict(resolve(str(folder)).files)
+
+
+def test_a_text_that_changes_meanwhile_is_noticed(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_bytes(b"before")
+    source = resolve(str(path))
+    path.write_bytes(b"after")
+    message = f"the text changed while it was read: .*sha256 {_sha256(b'before')} before, {_sha256(b'after')} now"
+    with pytest.raises(IntegrityError, match=message):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"the file is empty: .*/empty\.txt: give a text"):
+        resolve(str(tmp_path / "empty.txt"))
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    for split, content in {"train": b"a", "valid": b"", "test": b"b"}.items():
+        (tmp_path / f"{split}.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"the file is empty: .*/valid\.txt"):
+        resolve(str(tmp_path))
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("words")
+    with pytest.raises(DataError, match=r"the folder holds no text \(\*\.txt\)"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "books/missing", "~/missing.txt"])
+def test_a_missing_file_is_named_and_the_named_corpora_listed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match=f"no such file or folder: {name}: .*python-docs, time-machine, shakespeare"):
+        resolve(name)
+
+
+def test_a_home_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DataError, match=r"cannot read the text: ~nobody-of-this-name/novel\.txt: "):
+        resolve("~nobody-of-this-name/novel.txt")
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "novel.txt").write_bytes(NOVEL)
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(download_module, "file_sha256", forbidden)
+    with pytest.raises(DataError, match=r"cannot read the text: .*novel\.txt: Permission denied"):
+        resolve(str(tmp_path / "novel.txt"))
+
+
+def test_a_misspelt_name_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"unknown corpus: time-machin: did you mean time-machine\? \(known: python-docs"
+    ):
+        resolve("time-machin")
+    with pytest.raises(UsageError, match=r"unknown corpus: xyzzy: known: python-docs, .*; or give the path of a text"):
+        resolve("xyzzy")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_not_the_current_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "novel.txt").write_bytes(NOVEL)
+    with pytest.raises(UsageError, match=f"unknown corpus: '{name}': known: "):
+        resolve(name)
+
+
+# ---------------------------------------------------------------- Python's own documentation
+
+
+def test_the_embedded_text_needs_no_network(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    source = resolve("python-docs")
+    assert source.kind == "embedded"
+    (content,) = _brought(source, store).values()
+    assert len(content) > 400_000
+    assert b"The " in content
+    inspect(source, RunConfig())
+
+
+# ---------------------------------------------------------------- inspection
+
+
+def _config(**changes: object) -> RunConfig:
+    return override(RunConfig(), SMALL | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def _file(tmp_path: Path, content: bytes) -> Source:
+    (tmp_path / "novel.txt").write_bytes(content)
+    return resolve(str(tmp_path / "novel.txt"))
+
+
+@pytest.mark.parametrize("split", ["100/0/0", "90/5/5", "1/1/2", "90/0/10", "7/3/0"])
+def test_the_shortest_text_that_trains_is_accepted_and_one_token_less_is_not(tmp_path: Path, split: str) -> None:
+    config = _config(corpus__split=split, evaluate__split="train")
+    shares = config.corpus.shares
+    assert shares is not None
+    least = next(n for n in range(1000) if n * shares[0] // sum(shares) >= config.train.fewest_tokens)
+    inspect(_file(tmp_path, b"x" * least), config)
+    message = f"text too short, needs at least {least} tokens: {least - 1} tokens in .*novel.txt: give a longer text"
+    with pytest.raises(DataError, match=message):
+        inspect(_file(tmp_path, b"x" * (least - 1)), config)
+
+
+def test_a_very_small_training_share_is_computed_not_searched(tmp_path: Path) -> None:
+    config = _config(corpus__split="1/999999999/0", evaluate__split="train")
+    with pytest.raises(DataError, match=f"needs at least {16 * 10**9} tokens: 3 tokens"):
+        inspect(_file(tmp_path, b"abc"), config)
+
+
+def test_words_are_counted_at_word_level(tmp_path: Path) -> None:
+    source = _file(tmp_path, b"some words\n" * 8)
+    inspect(source, _config())
+    config = _config(tokenizer__level="word", corpus__split="100/0/0", evaluate__split="train")
+    inspect(source, config)
+    with pytest.raises(DataError, match="needs at least 18 tokens: 16 tokens"):
+        inspect(source, _config(tokenizer__level="word"))
+
+
+def test_a_file_of_one_character_says_how_many_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="text too short, needs at least 18 tokens: 1 tokens"):
+        inspect(_file(tmp_path, b"x"), _config())
+
+
+def test_a_normalizer_that_leaves_nothing_names_the_one_that_does(tmp_path: Path) -> None:
+    source = _file(tmp_path, "分开\n不分开\n".encode() * 10)
+    with pytest.raises(
+        DataError, match=r"no tokens left after normalizer `letters`: .*novel\.txt: .*corpus\.normalizer=none"
+    ):
+        inspect(source, _config(corpus__normalizer="letters"))
+    inspect(source, _config())
+
+
+def test_a_bad_byte_behind_the_first_tokens_is_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not UTF-8: byte 0xe9 at offset 5000003: .*novel\.txt"):
+        inspect(_file(tmp_path, b"line\n" * 1_000_000 + b"caf\xe9"), _config())
+
+
+def test_a_bad_byte_in_a_folder_names_the_file_and_the_offset_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(NOVEL)
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=f"not UTF-8: byte 0xe9 at offset 3: {tmp_path}/b.txt"):
+        inspect(resolve(str(tmp_path)), _config())
+
+
+def test_a_packed_file_is_named_for_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a plain text, looks like gzip"):
+        inspect(_file(tmp_path, b"\x1f\x8b\x08" + b"\x00" * 100), _config())
+
+
+def test_each_given_split_is_inspected(tmp_path: Path) -> None:
+    for split, content in {"train": b"a" * 100, "valid": b"b", "test": b"c" * 5}.items():
+        (tmp_path / f"{split}.txt").write_bytes(content)
+    with pytest.raises(DataError, match="needs at least 2 tokens: 1 tokens in split `valid` of "):
+        inspect(resolve(str(tmp_path)), _config(corpus__split="given"))
+    (tmp_path / "valid.txt").write_bytes(b"bb")
+    inspect(resolve(str(tmp_path)), _config(corpus__split="given"))
+
+
+def test_inspecting_leaves_nothing_behind(tmp_path: Path) -> None:
+    inspect(_file(tmp_path, NOVEL), _config())
+    assert [path.name for path in tmp_path.iterdir()] == ["novel.txt"]
+
+
+def test_a_text_in_one_file_cannot_be_given_in_three() -> None:
+    with pytest.raises(UsageError, match=r"`corpus\.split` given needs a corpus in three files: novel: .*split=90/5/5"):
+        check_split(Source("novel", "address", "", (("whole", ""),)), _config(corpus__split="given").corpus)
+
+
+def test_a_text_in_three_files_is_not_divided_again() -> None:
+    files = (("train", ""), ("valid", ""), ("test", ""))
+    with pytest.raises(UsageError, match=r"published in three files: corpus\.split=90/5/5: .*corpus\.split=given"):
+        check_split(Source("ptb", "catalogue", "", files), _config().corpus)

@@ -1,0 +1,212 @@
+"""The `rnnlm` command as people run it: real processes in a fresh home."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+import flows.cli
+
+PROJECT = Path(flows.cli.__file__).parents[1]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+COMMAND = [sys.executable, "-c", "import sys; from flows.cli import main; sys.argv[0] = 'rnnlm'; main()"]
+SMALL = [
+    "--preset", "smoke", "--cells", "rnn",
+    "--set", "model.hidden_size=16", "--set", "corpus.max_tokens=8000", "--set", "train.device=cpu",
+]  # fmt: skip
+
+
+def environment(home: Path) -> dict[str, str]:
+    ours = ("RNNLM_", "MLFLOW_", "PREFECT_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, "RNNLM_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PYTHONPATH": str(PROJECT)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh home, shared by the commands of this file in their order."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the commands are run in: neither the project nor the home."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def rnnlm(home: Path, elsewhere: Path) -> Command:
+    """Return a function that runs the command and waits for it."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            env=environment(home), cwd=elsewhere, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(rnnlm: Command, home: Path) -> dict[str, Any]:
+    """What the first run wrote."""
+    done = rnnlm("run", *SMALL, "--json", home / "first.json")
+    assert done.returncode == 0, done.stderr
+    written: dict[str, Any] = json.loads((home / "first.json").read_text())
+    return {**written, "stdout": done.stdout, "stderr": done.stderr}
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return the processes whose environment names this home."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RNNLM_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def statuses(client: MlflowClient) -> set[str]:
+    """Return how the tracked runs ended."""
+    experiment = client.get_experiment_by_name("rnnlm")
+    assert experiment is not None
+    return {run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any], home: Path) -> None:
+    assert first["tasks"] == {"executed": 8, "cached": 0}
+    assert first["best_cell"] == "rnn"
+    assert "starting Prefect's own server" in first["stderr"].splitlines()[0]
+    assert "train rnn      epoch 2/2" in first["stderr"]
+    assert "8 stages done, 0 cached" in first["stdout"]
+    assert (home / "mlflow.db").exists()
+    assert processes_of(home) == []
+
+
+def test_nothing_is_written_outside_the_home(first: dict[str, Any], home: Path, elsewhere: Path) -> None:
+    assert list(elsewhere.iterdir()) == []
+    made = {path.name for path in home.iterdir()}
+    assert made <= {
+        "mlflow.db",
+        "mlflow.db.lock",
+        "mlflow.db-wal",
+        "mlflow.db-shm",
+        "artifacts",
+        "prefect",
+        "first.json",
+    }
+
+
+def test_the_screens_text_has_no_control_characters_and_no_library_chatter(first: dict[str, Any]) -> None:
+    for text in (first["stdout"], first["stderr"]):
+        assert all(character.isprintable() or character == "\n" for character in text)
+    stages = ("starting", "download", "tokenize", "vocabulary", "corpus", "train", "evaluate", "generate", "compare")
+    assert {line.split()[0] for line in first["stderr"].splitlines()} == set(stages)
+
+
+def test_a_second_run_has_nothing_to_do(first: dict[str, Any], rnnlm: Command, home: Path) -> None:
+    done = rnnlm("run", *SMALL, "--json", home / "second.json")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do: all 8 stages are cached" in done.stdout
+    second = json.loads((home / "second.json").read_text())
+    assert second["tasks"] == {"executed": 0, "cached": 8}
+    assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
+
+
+def test_the_trained_cell_writes_and_prints_only_its_text(first: dict[str, Any], rnnlm: Command) -> None:
+    done = rnnlm("generate", "--model", "rnn", "--prefix", "The ", "--length", "30")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The ")
+    assert done.stdout.endswith("\n")
+    assert len(done.stdout) == len("The ") + 30 + 1
+    assert done.stderr == ""
+
+
+def test_compare_lists_the_run_once(first: dict[str, Any], rnnlm: Command) -> None:
+    done = rnnlm("compare")
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in done.stdout.splitlines() if first["cells"]["rnn"]["run_id"] in line]
+    assert "rnn" in row.split()
+    assert "python-docs" in row
+    assert "finished" in row
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_leaves_nothing_running_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [*COMMAND, "run", *SMALL, "--set", "train.epochs=60", "--json", str(home / "out.json")]
+    process = subprocess.Popen(
+        command, env=environment(home), cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("train rnn      epoch 12/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, "".join(seen) + rest
+    assert out == ""
+    assert "Traceback" not in rest
+    assert rest.splitlines()[-1] == "interrupted: run the same command again to go on"
+    assert processes_of(home) == []
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    assert statuses(client) == {"KILLED"}
+
+    done = subprocess.run(
+        command, env=environment(home), cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    experiment = client.get_experiment_by_name("rnnlm")
+    assert experiment is not None
+    (cell,) = [run for run in client.search_runs([experiment.experiment_id]) if "rnnlm.cell" in run.data.tags]
+    assert cell.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(cell.info.run_id, "train/loss")]
+    assert steps == list(range(1, 61))
+    written = json.loads((home / "out.json").read_text())
+    assert written["tasks"] == {"executed": 4, "cached": 4}
+    assert written["cells"]["rnn"]["epochs"] == 60
+    assert processes_of(home) == []
+
+
+@pytest.mark.slow
+def test_a_terminated_run_closes_its_runs_and_leaves_no_process(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    process = subprocess.Popen(
+        [*COMMAND, "run", *SMALL, "--set", "train.epochs=100000"],
+        env=environment(home), cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("corpus"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode in (143, -signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes_of(home), timeout=60)
+    assert alive == []
+    assert statuses(MlflowClient(f"sqlite:///{home / 'mlflow.db'}")) == {"KILLED"}
+
+
+@pytest.mark.slow
+def test_the_smoke_command_holds_every_check_and_leaves_no_home_behind(rnnlm: Command, elsewhere: Path) -> None:
+    done = rnnlm("smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 + 3 * 5
+    assert {line.split()[0] for line in lines} == {"ok"}
+    assert list(elsewhere.iterdir()) == []

@@ -1,0 +1,188 @@
+"""Running again repeats what changed, and nothing else."""
+
+import base64
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.language_model import language_model
+from tasks import tracking, workspace
+from tasks.progress import News
+
+Run = Callable[..., dict[str, Any]]
+ALL = ["download", "tokenize", "vocabulary", "corpus", "train", "evaluate", "generate", "compare"]
+
+
+def stages(heard: list[News], done: str = "done") -> set[str]:
+    """Return the stages that were executed, and forget the news."""
+    found = {news.stage for news in heard if news.done == done}
+    heard.clear()
+    return found
+
+
+def record_of(stage: str) -> Path:
+    (record,) = (workspace.artifacts() / "results").glob(f"{stage}-*")
+    return record
+
+
+def test_a_second_run_repeats_nothing_and_says_the_same(run: Run, heard: list[News], train_here: list[str]) -> None:
+    first = run()
+    assert stages(heard) == set(ALL)
+    second = run()
+    assert stages(heard, "cached") == set(ALL)
+    assert second["tasks"] == {"executed": 0, "cached": 8}
+    assert train_here == ["rnn"]
+    assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
+    assert second["parent_run_id"] != first["parent_run_id"]
+    tags = tracking.client().get_run(second["parent_run_id"]).data.tags
+    assert tags["rnnlm.child.rnn"] == first["cells"]["rnn"]["run_id"]
+    assert tags["rnnlm.found_trained"] == "rnn"
+
+
+def test_fewer_or_more_cells_train_only_what_is_new(run: Run, heard: list[News], train_here: list[str]) -> None:
+    run(("rnn", "gru"))
+    train_here.clear()
+    heard.clear()
+    assert run(("gru",))["tasks"] == {"executed": 1, "cached": 7}  # the comparison is another one
+    assert stages(heard) == {"compare"}
+    run(("gru", "lstm"))
+    assert train_here == ["lstm"]
+
+
+def test_each_change_repeats_the_stages_it_reaches(run: Run, heard: list[News], text: Path, home: Path) -> None:
+    run()
+    heard.clear()
+    for changes, reached in [
+        ({"generate__length": 12}, {"generate"}),
+        ({"generate__temperature": 0.7}, {"generate"}),
+        ({"evaluate__split": "valid"}, {"evaluate", "generate", "compare"}),
+        ({"train__learning_rate": 2e-3}, {"train", "evaluate", "generate", "compare"}),
+        ({"model__hidden_size": 9}, {"train", "evaluate", "generate", "compare"}),
+        ({"tokenizer__min_freq": 2}, {"vocabulary"}),
+    ]:
+        run(**changes)
+        executed = stages(heard)
+        assert executed == reached or (reached == {"vocabulary"} and executed >= {"vocabulary"}), changes
+    text.write_text(text.read_text()[::-1])
+    run()
+    assert stages(heard) == set(ALL)
+
+
+def test_the_same_text_elsewhere_under_another_name_repeats_nothing(
+    run: Run, heard: list[News], text: Path, tmp_path: Path
+) -> None:
+    from_here = run()
+    heard.clear()
+    shutil.move(text, tmp_path / "moved.md")
+    parent = tracking.client().get_run(from_here["parent_run_id"])
+    changes = {key: value for key, value in parent.data.params.items() if key not in ("corpus.name", "cells")}
+    again = language_model("time-machine", str(tmp_path / "moved.md"), ["rnn"], changes)
+    assert stages(heard, "cached") == set(ALL)
+    assert again["tasks"]["executed"] == 0
+    assert again["corpus"] == "moved"
+
+
+@pytest.mark.parametrize("stage", ["download", "tokenize", "vocabulary", "corpus", "compare"])
+def test_a_lost_or_edited_artifact_is_made_again_alone_with_one_warning(
+    run: Run, home: Path, heard: list[News], train_here: list[str], stage: str
+) -> None:
+    first = run()
+    heard.clear()
+    train_here.clear()
+    record = json.loads(json.loads(record_of(stage).read_text())["result"])
+    handle = record["value"]["handle"]
+    folder = home / "artifacts" / "store" / handle["kind"] / handle["sha256"]
+    if stage in ("tokenize", "compare"):
+        shutil.rmtree(folder)
+    else:
+        victim = next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json")
+        victim.write_bytes(victim.read_bytes() + b" ")
+    second = run()
+    warnings = [news.warning for news in heard if news.warning]
+    assert len(warnings) == 1, warnings
+    assert f"artifact {handle['kind']}:{handle['sha256'][:12]}" in warnings[0]
+    assert "doing it again" in warnings[0]
+    assert stages(heard) == {stage}
+    assert train_here == []
+    assert second["tasks"] == {"executed": 1, "cached": 7}
+    assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
+
+
+def test_a_lost_model_is_trained_again_into_the_same_run(
+    run: Run, home: Path, heard: list[News], train_here: list[str]
+) -> None:
+    first = run()
+    heard.clear()
+    shutil.rmtree(home / "artifacts" / "store" / "model")
+    second = run()
+    warnings = [news.warning for news in heard if news.warning]
+    assert len(warnings) == 1, warnings
+    assert "artifact model:" in warnings[0]
+    assert train_here == ["rnn", "rnn"]
+    assert stages(heard) == {"train"}
+    assert second["cells"]["rnn"]["run_id"] == first["cells"]["rnn"]["run_id"]
+    assert [step for step, _ in tracking.curve(first["cells"]["rnn"]["run_id"], "train/loss")] == [1, 2]
+
+
+def test_a_deleted_mlflow_run_is_trained_again(run: Run, heard: list[News], train_here: list[str]) -> None:
+    first = run()["cells"]["rnn"]
+    heard.clear()
+    tracking.client().delete_run(first["run_id"])
+    second = run()["cells"]["rnn"]
+    assert train_here == ["rnn", "rnn"]
+    assert {news.warning.split(" is gone")[0] for news in heard if news.warning} == {f"MLflow run {first['run_id']}"}
+    assert len([news for news in heard if news.warning]) == 1
+    assert second["run_id"] != first["run_id"]
+    assert second["test_perplexity"] == first["test_perplexity"]
+    run_of = tracking.client().get_run(second["run_id"])
+    assert run_of.info.status == "FINISHED"
+    assert run_of.data.metrics["perplexity"] == first["test_perplexity"]
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[Path, str]]:
+        return Path.write_text, (self.place, "run")
+
+
+def test_planted_and_garbled_records_run_nothing_and_do_not_count(
+    run: Run, home: Path, heard: list[News], tmp_path: Path
+) -> None:
+    first = run()
+    traces = [tmp_path / "trace-pickle", tmp_path / "trace-compressed"]
+    pickled = [base64.encodebytes(pickle.dumps(Planted(trace))).decode() for trace in traces]
+
+    def plant(stage: str, serializer: dict[str, Any], result: str) -> None:
+        record = json.loads(record_of(stage).read_text())
+        record["metadata"]["serializer"] = serializer
+        record["result"] = result
+        record_of(stage).write_text(json.dumps(record))
+
+    plant("download", {"type": "pickle"}, pickled[0])
+    plant("tokenize", {"type": "compressed/pickle"}, pickled[1])
+    plant("vocabulary", {"type": "json"}, '{"handle": null}')
+    record_of("corpus").write_bytes(b"\x80\x04garbage")
+    record_of("compare").write_bytes(b"")
+    heard.clear()
+    second = run()
+    warnings = [news.warning for news in heard if news.warning]
+    assert len(warnings) == 5, warnings
+    assert all("not a record of ours" in warning for warning in warnings)
+    assert stages(heard) == {"download", "tokenize", "vocabulary", "corpus", "compare"}
+    assert [trace.exists() for trace in traces] == [False, False]
+    assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
+
+
+def test_an_honest_pickle_would_have_run(tmp_path: Path) -> None:
+    """What is planted above does leave its trace when it is read as a pickle."""
+    pickle.loads(pickle.dumps(Planted(tmp_path / "trace")))  # noqa: S301 - our own
+    assert (tmp_path / "trace").read_text() == "run"

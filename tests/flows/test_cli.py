@@ -1,0 +1,453 @@
+"""The `rnnlm` command: results on standard output, one line per mistake, and nothing left behind by a mistake."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from flows import cli
+from rnnlm_core import catalogue
+from tasks import tracking
+from tasks.download import download
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture
+def rnnlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """Return a function that runs the command in this process."""
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["rnnlm", *map(str, arguments)])
+        capsys.readouterr()
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Answer(end.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def bare_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that does not exist yet, and shall not."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("RNNLM_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def trained(finished: Any, at_home: Any) -> Iterator[Any]:
+    """The home of three trained cells."""
+    with at_home(finished.home):
+        yield finished
+
+
+def refused(answer: Answer, code: int, *parts: str) -> str:
+    """Check that a command ended with one line of error that has all `parts`; return it."""
+    assert answer.code == code, answer
+    assert answer.out == ""
+    lines = answer.err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--preset", "smok"], ["unknown preset: smok: did you mean smoke?", "quickstart"]),
+        (["--corpus", "time-machin"], ["unknown corpus: time-machin: did you mean time-machine?"]),
+        (["--corpus", ""], ["unknown corpus: ''", "give the path of a text"]),
+        (["--corpus", "ftp://example.org/x"], ["only http and https addresses can be downloaded"]),
+        (["--corpus", "http://example.org/x#sha256=12"], ["a digest is written #sha256= and 64 hexadecimal digits"]),
+        (["--cells", "rnn,gruu"], ["unknown cell: gruu: did you mean gru?"]),
+        (["--cells", "rnn,rnn"], ["`cells` must name each cell once. Got rnn twice"]),
+        (["--cells", ""], ["cell"]),
+        (["--set", "train.learing_rate=1"], ["unknown config key: train.learing_rate: did you mean train.learning_r"]),
+        (["--set", "train.epochs"], ["`--set` takes KEY=VALUE: train.epochs: for example --set train.epochs=3"]),
+        (["--set", "train.epochs=many"], ["`train.epochs` must be an integer. Got 'many'"]),
+        (["--set", "train.epochs=0"], ["`train.epochs` must be at least 1. Got 0"]),
+        (["--set", "train.learning_rate=nan"], ["`train.learning_rate` must be finite. Got nan"]),
+        (["--set", "corpus.split=given"], ["`corpus.split` given needs a corpus in three files"]),
+        (["--epochs", "3"], ["No such option: --epochs"]),
+        (["--cell", "rnn"], ["No such option: --cell", "--cells"]),
+        (["--preset"], ["--preset", "requires an argument"]),
+        (["rubbish"], ["unexpected extra argument", "rubbish"]),
+    ],
+)
+def test_a_mistake_in_a_command_is_one_line_and_leaves_nothing(
+    rnnlm: Callable[..., Answer], bare_home: Path, arguments: list[str], parts: list[str]
+) -> None:
+    refused(rnnlm("run", *arguments), 2, *parts)
+    assert not bare_home.exists()
+
+
+def test_an_unknown_command_is_one_line(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    refused(rnnlm("rum"), 2, "No such command 'rum'")
+    assert not bare_home.exists()
+
+
+def test_several_mistakes_are_a_line_each(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    answer = rnnlm("run", "--cells", "gruu", "--set", "train.epoch=3", "--set", "train.clip_norm=-1")
+    assert answer.code == 2
+    assert answer.out == ""
+    lines = answer.err.splitlines()
+    assert lines == answer.errors
+    assert len(lines) >= 2
+    assert "unknown config key: train.epoch: did you mean train.epochs?" in lines[0]
+    assert lines[1] == "error: `train.clip_norm` must be at least 0.0. Got -1.0"
+    assert not bare_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "parts"),
+    [
+        (b"", [], ["the file is empty", "give a text that holds something"]),
+        (b"good text \xff\xfe", [], ["UTF-8", "byte 0xff at offset 10"]),
+        ("只有中文".encode() * 2000, ["--set", "corpus.normalizer=letters"], ["letters", "none"]),
+    ],
+)
+def test_a_text_that_cannot_become_a_corpus_is_one_line_and_leaves_nothing(
+    rnnlm: Callable[..., Answer],
+    bare_home: Path,
+    tmp_path: Path,
+    content: bytes,
+    options: list[str],
+    parts: list[str],
+) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    refused(rnnlm("run", "--preset", "smoke", "--corpus", path, *options), 3, str(path), *parts)
+    assert not bare_home.exists()
+
+
+def test_a_text_that_is_not_there_is_one_line_and_leaves_nothing(
+    rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path
+) -> None:
+    refused(rnnlm("run", "--corpus", tmp_path / "none.txt"), 3, "no such file or folder", "none.txt", "time-machine")
+    refused(rnnlm("run", "--corpus", tmp_path), 3, "the folder holds no text (*.txt)")
+    assert not bare_home.exists()
+
+
+def test_control_characters_of_a_value_do_not_reach_the_screen(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    line = refused(rnnlm("run", "--corpus", "./evil\x1b[31m\nerror: forged.txt"), 3, r"evil\x1b[31m\nerror: forged")
+    assert "\x1b" not in line
+
+
+def test_a_short_text_names_its_length_and_the_minimum(
+    rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("x" * 100)
+    options = ["--set", "train.batch_size=4", "--set", "train.num_steps=8", "--set", "corpus.max_tokens=0"]
+    line = refused(rnnlm("run", "--preset", "smoke", "--corpus", path, *options, "--set", "corpus.split=100/0/0",
+                         "--set", "evaluate.split=train", "--set", "train.batch_size=40"), 3)  # fmt: skip
+    assert "100" in line
+    assert str(40 * 8 + 8 + 1) in line
+    assert not bare_home.exists()
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/out.json"])
+def test_a_json_file_that_cannot_be_written_is_told_before_the_work(
+    rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path, place: str, book: Path
+) -> None:
+    answer = rnnlm("run", "--preset", "smoke", "--corpus", book, "--json", tmp_path / place)
+    refused(answer, 5, "cannot write the results", "give the name of a file in a folder that exists")
+    assert not bare_home.exists()
+
+
+def test_wrong_bytes_in_the_mirror_name_both_digests(
+    rnnlm: Callable[..., Answer], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "timemachine.txt").write_text("not the novel")
+    monkeypatch.setenv("RNNLM_MIRROR", str(mirror))
+    only_loopback(monkeypatch, closed_port)
+    answer = rnnlm("run", "--preset", "smoke", "--corpus", "time-machine", "--cells", "rnn")
+    assert answer.code == 4, answer
+    assert answer.out == ""
+    (line,) = answer.errors
+    assert catalogue.CATALOGUE["time-machine"].files[0].sha256 in line
+    assert hashlib.sha256(b"not the novel").hexdigest() in line
+    assert "correct or unset RNNLM_MIRROR" in line
+    assert "Traceback" not in answer.err
+    assert not (home / "artifacts" / "store" / "tokens").exists()
+
+
+def test_without_network_the_tries_and_two_remedies_are_named(
+    rnnlm: Callable[..., Answer], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    monkeypatch.setenv("RNNLM_MIRROR", str(mirror))
+    only_loopback(monkeypatch, closed_port)
+    monkeypatch.setattr(download, "retry_delay_seconds", [0.01, 0.01])
+    answer = rnnlm("run", "--preset", "smoke", "--corpus", "time-machine", "--cells", "rnn")
+    assert answer.code == 6, answer
+    assert answer.out == ""
+    (line,) = answer.errors
+    assert f"{mirror}/timemachine.txt (no such file)" in line
+    assert f"http://127.0.0.1:{closed_port}/timemachine.txt (no connection)" in line
+    assert "set RNNLM_MIRROR to a folder or address that holds timemachine.txt" in line
+    assert "--corpus PATH" in line
+    assert "Traceback" not in answer.err
+
+
+def only_loopback(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Replace the addresses of the catalogue by one that nobody serves."""
+    entry = catalogue.CATALOGUE["time-machine"]
+    files = tuple(replace(file, addresses=(f"http://127.0.0.1:{port}/{file.name}",)) for file in entry.files)
+    monkeypatch.setitem(catalogue.CATALOGUE, "time-machine", replace(entry, files=files))
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine that refuses connections: bound, so that nobody else takes it, and not listening."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_the_results_go_to_standard_output_and_the_news_to_standard_error(
+    rnnlm: Callable[..., Answer], trained: Any, book: Path, tmp_path: Path
+) -> None:
+    settings = [
+        "model.hidden_size=8", "model.embedding_size=0", "corpus.max_tokens=0", "corpus.split=80/10/10",
+        "train.epochs=2", "train.batch_size=16", "train.num_steps=16", "train.device=cpu",
+        "generate.prefixes=the ", "generate.length=10",
+    ]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    answer = rnnlm("run", "--preset", "smoke", "--corpus", book, *options, "--json", tmp_path / "out.json")
+    assert answer.code == 0, answer
+    assert "nothing to do: all 14 stages are cached" in answer.out
+    assert "rnn writes: the " in answer.out
+    assert f"mlflow ui --backend-store-uri sqlite:///{trained.home}/mlflow.db" in answer.out
+    assert answer.err.splitlines()[0] == "download       cached"
+    assert len(answer.err.splitlines()) == 14
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert list(written) == list(trained.summary)
+    assert written["tasks"] == {"executed": 0, "cached": 14}
+    assert {cell: figures["run_id"] for cell, figures in written["cells"].items()} == {
+        cell: figures["run_id"] for cell, figures in trained.summary["cells"].items()
+    }
+
+
+def test_a_partly_done_run_prints_and_writes_what_there_is(
+    rnnlm: Callable[..., Answer],
+    home: Path,
+    book: Path,
+    tmp_path: Path,
+    train_here: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rnnlm_core.errors import ResourceError
+    from tasks import train as train_stage
+
+    works = train_stage.train_in_child
+
+    def fail_gru(job: Any, *rest: Any) -> dict[str, Any]:
+        if job.cell == "gru":
+            raise ResourceError("training of gru was killed", "SIGKILL", "lower train.batch_size")
+        return works(job, *rest)
+
+    monkeypatch.setattr(train_stage, "train_in_child", fail_gru)
+    answer = rnnlm(
+        "run", "--preset", "smoke", "--corpus", book, "--cells", "rnn,gru", "--json", tmp_path / "out.json",
+        "--set", "corpus.max_tokens=0", "--set", "corpus.split=80/10/10",
+        "--set", "model.hidden_size=8", "--set", "generate.length=5",
+    )  # fmt: skip
+    assert answer.code == 7, answer
+    (line,) = answer.errors
+    assert line.startswith("error: some cells failed: gru: training of gru was killed: SIGKILL")
+    assert "rnn writes: " in answer.out
+    assert list(json.loads((tmp_path / "out.json").read_text())["cells"]) == ["rnn"]
+
+
+@pytest.mark.parametrize("reference", ["cell", "run id", "address"])
+def test_generate_prints_the_continuation_and_nothing_else(
+    rnnlm: Callable[..., Answer], trained: Any, reference: str
+) -> None:
+    run_id = trained.summary["cells"]["gru"]["run_id"]
+    address = tracking.client().get_run(run_id).data.tags["rnnlm.model_uri"]
+    model = {"cell": "gru", "run id": run_id, "address": address}[reference]
+    answer = rnnlm("generate", "--model", model, "--prefix", "the ", "--length", "10", "--temperature", "0.5")
+    assert answer.code == 0, answer
+    assert answer.out == trained.summary["cells"]["gru"]["samples"][0] + "\n"
+    assert answer.err == ""
+
+
+def test_generate_reads_mlflows_copy_when_the_artifact_is_gone(
+    rnnlm: Callable[..., Answer], trained: Any, at_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rnnlm_core.store.Store.fault", lambda *_: "is missing")
+    answer = rnnlm("generate", "--model", "lstm", "--prefix", "the ", "--length", "10", "--temperature", "0.5")
+    assert answer.code == 0, answer
+    assert answer.out == trained.summary["cells"]["lstm"]["samples"][0] + "\n"
+
+
+def test_generate_draws_the_same_text_from_the_same_seed(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    def draw(seed: int) -> str:
+        ask = ["--model", "rnn", "--prefix", "the ", "--temperature", "1", "--length", "60", "--seed", seed]
+        return rnnlm("generate", *ask).out
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--prefix", ""], ["prefix is empty"]),
+        (["--prefix", "x", "--length", "0"], ["`generate.length` must be at least 1. Got 0"]),
+        (["--prefix", "x", "--temperature", "-1"], ["`generate.temperature` must be at least 0.0. Got -1.0"]),
+        (["--prefix", "x", "--seed", "3"], ["`generate.seed` has no effect at temperature 0"]),
+        (["--prefix", "x", "--unknown", "drop"], ["`generate.unknown` must be one of map, error. Got 'drop'"]),
+        (["--prefix", "x", "--length", "many"], ["'--length'", "integer"]),
+        ([], ["Missing option '--prefix'"]),
+    ],
+)
+def test_a_mistake_in_generate_is_one_line_and_leaves_nothing(
+    rnnlm: Callable[..., Answer], bare_home: Path, options: list[str], parts: list[str]
+) -> None:
+    refused(rnnlm("generate", "--model", "gru", *options), 2, *parts)
+    assert not bare_home.exists()
+
+
+def test_unknown_characters_of_a_prefix_are_refused_or_mapped(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    ask = ["--model", "rnn", "--prefix", "thé €", "--length", "5"]
+    refused(rnnlm("generate", *ask), 3, "prefix has characters outside the vocabulary: 'é', '€'", "`--unknown map`")
+    answer = rnnlm("generate", *ask, "--unknown", "map")
+    assert answer.code == 0
+    assert answer.out.startswith("thé €")
+    assert answer.err == "warning: prefix has characters outside the vocabulary, read as <unk>: 'é', '€'\n"
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("gruu", ["no such model: gruu: give a cell of the last run (rnn, gru, lstm), a run id, or models:/"]),
+        ("models:/nobody@champion", ["no such model: models:/nobody@champion"]),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(
+    rnnlm: Callable[..., Answer], trained: Any, reference: str, parts: list[str]
+) -> None:
+    refused(rnnlm("generate", "--model", reference, "--prefix", "the "), 3, *parts)
+
+
+def test_a_run_without_model_is_told(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    answer = rnnlm("generate", "--model", trained.summary["parent_run_id"], "--prefix", "the ")
+    assert answer.code != 0
+    assert answer.errors == [
+        f"error: this run has no model: {trained.summary['parent_run_id']} (FINISHED): run the training again"
+    ]
+
+
+def test_compare_lists_the_cells_of_tracked_runs(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    answer = rnnlm("compare", "--last", "50")
+    assert answer.code == 0, answer
+    for figures in trained.summary["cells"].values():
+        (row,) = [line for line in answer.out.splitlines() if figures["run_id"] in line]
+        assert "finished" in row
+        assert f"{figures['test_perplexity']:.3f}" in row
+    other = rnnlm("compare", "--corpus", "nobody's")
+    assert other.code == 0
+    assert other.out == ""
+    assert other.err == "no tracked runs on corpus nobody's: train with `rnnlm run`\n"
+
+
+@pytest.mark.parametrize(("command", "names"), [("presets", ["smoke", "quickstart"]), ("corpora", ["time-machine"])])
+def test_what_exists_is_listed_a_line_each(
+    rnnlm: Callable[..., Answer], bare_home: Path, command: str, names: list[str]
+) -> None:
+    answer = rnnlm(command)
+    assert answer.code == 0
+    assert answer.err == ""
+    listed = [line.split()[0] for line in answer.out.splitlines()]
+    assert set(names) <= set(listed)
+    assert len(listed) == len(set(listed))
+    assert not bare_home.exists()
+
+
+def test_help_is_complete_and_needs_nothing_heavy(bare_home: Path) -> None:
+    ask = (
+        "import sys; sys.argv = ['rnnlm', 'run', '--help']\n"
+        "from flows.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('HEAVY', [m for m in ('torch', 'mlflow', 'prefect') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    for option in ("--preset", "--corpus", "--cells", "--set", "--json"):
+        assert option in done.stdout
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert not bare_home.exists()
+
+
+def test_debug_shows_the_traceback_of_a_mistake(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    answer = rnnlm("--debug", "run", "--preset", "smok")
+    assert answer.code == 2
+    assert "Traceback (most recent call last)" in answer.err
+    assert answer.err.splitlines()[-1].startswith("error: unknown preset: smok")
+
+
+def test_a_prefect_server_that_does_not_answer_is_one_line(tmp_path: Path, book: Path, closed_port: int) -> None:
+    home = tmp_path / "home"
+    environment = {
+        **os.environ,
+        "RNNLM_HOME": str(home),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{closed_port}/api",
+    }
+    command = "import sys; from flows.cli import main; sys.argv[0] = 'rnnlm'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "run", "--preset", "smoke", "--corpus", book,
+         "--set", "corpus.max_tokens=0", "--set", "corpus.split=80/10/10"],
+        env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: the Prefect server does not answer: http://127.0.0.1:{closed_port}/api (ConnectEr")
+    assert "start it with `prefect server start`, or unset PREFECT_API_URL" in line
+    assert not (home / "mlflow.db").exists()
+
+
+def test_a_damaged_database_is_named_and_kept(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    bare_home.mkdir()
+    (bare_home / "mlflow.db").write_bytes(b"garbage")
+    for command in (["compare"], ["generate", "--model", "gru", "--prefix", "x"]):
+        refused(rnnlm(*command), 4, "not an MLflow database", f"{bare_home}/mlflow.db (7 bytes)", "move it away")
+    assert (bare_home / "mlflow.db").read_bytes() == b"garbage"
+
+
+def test_a_tracking_address_without_scheme_is_one_line(
+    rnnlm: Callable[..., Answer], bare_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns/mine.db")
+    refused(rnnlm("compare"), 2, "`MLFLOW_TRACKING_URI` must be an address", "mlruns/mine.db", "correct or unset it")
+    assert list(bare_home.rglob("*.db")) == []

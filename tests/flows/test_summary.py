@@ -1,0 +1,89 @@
+"""The summary, its table, and how it goes into a file."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows import cli, tables
+from flows.summary import CellSummary, PartlyDoneError, RunSummary, figure, markdown_table
+from tasks.tracking import TrackedRun
+
+GRU = CellSummary("run-g", 5.25, 6.5, 7.125, 2.8328, 12345.6, 4711, 3, False, ("the end",))
+RNN = CellSummary("run-r", 123456.789, None, None, 3.0, 99.4, 12, 1, True, ("the ",))
+SUMMARY = RunSummary("smoke", "text", {"rnn": RNN, "gru": GRU}, "gru", "run-p", 1.5, {"executed": 3, "cached": 8})
+
+
+def text_of(table: Any) -> str:
+    console = Console(width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.5, "0.500"), (7.1254, "7.125"), (99.9994, "99.999"), (100.0, "100.0"), (123456.789, "123,456.8")],
+)
+def test_a_figure_has_the_digits_people_compare(value: float | None, text: str) -> None:
+    assert figure(value) == text
+
+
+def test_the_markdown_table_has_a_row_per_cell() -> None:
+    lines = markdown_table(SUMMARY.cells).splitlines()
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 9
+    assert lines[2] == "| rnn | 123,456.8 | – | – | 3.000 | 99 | 12 | 1 |"
+    assert lines[3] == "| gru | 5.250 | 6.500 | 7.125 | 2.833 | 12,346 | 4,711 | 3 |"
+
+
+def test_the_summary_as_json_is_plain_data() -> None:
+    plain = SUMMARY.as_json()
+    assert json.loads(json.dumps(plain))["cells"]["gru"]["samples"] == ["the end"]
+    assert plain["cells"]["rnn"]["test_perplexity"] is None
+    assert plain["tasks"] == {"executed": 3, "cached": 8}
+
+
+def test_a_partly_done_run_tells_reasons_and_remedy_and_keeps_the_summary() -> None:
+    error = PartlyDoneError(SUMMARY, "lstm: out of memory")
+    assert error.exit_code == 7
+    assert str(error) == "some cells failed: lstm: out of memory: run the same command again: only they are trained"
+    assert error.summary is SUMMARY
+
+
+def test_a_json_file_holds_no_infinity(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    cli._write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
+    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail) == {
+        "cells": {"rnn": {"test_perplexity": None, "samples": ["é", None]}}
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_the_table_marks_the_best_cell_and_says_what_was_trained() -> None:
+    text = text_of(tables.summary_table(SUMMARY.as_json()))
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["gru"][1] == "*"
+    assert rows["gru"][-1] == "no"
+    assert rows["rnn"][1] == "123,456.8"
+    assert rows["rnn"][-1] == "yes"
+    assert "smoke · text" in text
+
+
+def test_the_table_of_runs_shows_what_a_run_has_and_a_dash_for_the_rest() -> None:
+    tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.preset": "smoke", "rnnlm.evaluated_split": "valid"}
+    runs = [
+        TrackedRun("run-1", "FINISHED", 0.0, tags, {"best/train_perplexity": 5.0, "valid/bits_per_char": 2.5}),
+        TrackedRun("run-2", "KILLED", 86400.0, {}, {}),
+    ]
+    first, second = text_of(tables.runs_table(runs)).splitlines()[-3:-1]
+    assert first.split()[2:] == ["gru", "text", "smoke", "5.000", "–", "–", "2.500", "finished", "run-1"]
+    assert second.split()[2:] == ["?", "?", "?", "–", "–", "–", "–", "killed", "run-2"]
+
+
+def test_the_commands_of_the_user_interfaces_exist_and_name_the_store() -> None:
+    mlflow, prefect = tables.ui_commands("sqlite:////data/mlflow.db")
+    assert mlflow.endswith("mlflow ui --backend-store-uri sqlite:////data/mlflow.db")
+    assert prefect.endswith("prefect server start")

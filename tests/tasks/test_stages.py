@@ -1,0 +1,176 @@
+"""The short stages: each runs the core on handles, stores what it makes, and tells MLflow what is its own."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rnnlm_core.config import EvaluateConfig, GenerateConfig, TokenizerConfig
+from rnnlm_core.download import resolve
+from rnnlm_core.errors import DataError, IntegrityError, NetworkError
+from rnnlm_core.store import Store
+from tasks import tracking, workspace
+from tasks.compare import compare
+from tasks.corpus import corpus
+from tasks.download import _outside_world, download
+from tasks.evaluate import TrackedEvaluation, evaluate
+from tasks.generate import Samples, generate
+from tasks.progress import News
+from tasks.tokenize import tokenize
+from tasks.tracking import FlowRun
+from tasks.train import TrackedTraining, train
+from tasks.vocabulary import vocabulary
+
+STAGES = (download, tokenize, vocabulary, corpus, train, evaluate, generate, compare)
+GREEDY = GenerateConfig(prefixes=("the time ", "we "), length=5)
+
+
+@pytest.fixture
+def trained(parent: FlowRun, train_cell: Callable[..., TrackedTraining]) -> Iterator[TrackedTraining]:
+    return train_cell("gru", parent)
+
+
+def test_each_stage_is_named_as_its_file() -> None:
+    files = {path.stem for path in Path(workspace.__file__).parent.glob("*.py")}
+    assert [stage.name for stage in STAGES] == [stage.fn.__module__.removeprefix("tasks.") for stage in STAGES]
+    assert {stage.name for stage in STAGES} <= files
+
+
+def test_each_stage_keys_by_the_core_module_it_runs() -> None:
+    modules = {stage.name: stage.cache_policy.core_module for stage in STAGES}
+    assert modules == {name: f"rnnlm_core.{name}" for name in modules}
+
+
+def test_the_stages_of_a_cell_are_shown_with_it() -> None:
+    shown = {stage.name: stage.task_run_name for stage in STAGES if stage.task_run_name}
+    assert shown == {name: f"{name} {{cell}}" for name in ("train", "evaluate", "generate")}
+
+
+def test_only_a_network_that_does_not_answer_is_asked_again() -> None:
+    def failed(error: Exception) -> SimpleNamespace:
+        return SimpleNamespace(data=error)
+
+    assert _outside_world(None, None, failed(NetworkError("cannot download", "x", "y"))) is True
+    assert _outside_world(None, None, failed(IntegrityError("digest mismatch", "x", "y"))) is False
+    assert _outside_world(None, None, SimpleNamespace()) is False
+    assert download.retries == 2
+    assert all(stage.retries == 0 for stage in STAGES if stage is not download)
+
+
+def test_the_stages_before_training_hand_on_verified_artifacts(home: Path, text: Path) -> None:
+    fetched = download.fn(resolve(str(text)))
+    tokens = tokenize.fn(fetched, "letters", "word")
+    words = vocabulary.fn(tokens, (80, 10, 10), TokenizerConfig(level="word", reserved_tokens=("<pad>",)))
+    encoded = corpus.fn(tokens, words, (80, 10, 10), 0)
+    store = Store(home / "artifacts" / "store")
+    for handle in (fetched.handle, tokens.handle, words.handle, encoded.handle):
+        assert store.fault(handle) == ""
+    assert fetched.num_bytes == text.stat().st_size
+    assert words.size == len({*text.read_text().replace(".", " ").split(), "<unk>", "<pad>"})
+    assert {path.name for path in store.path(encoded.handle).glob("*.parquet")} == {
+        "train.parquet",
+        "valid.parquet",
+        "test.parquet",
+    }
+
+
+def test_a_stage_refuses_an_artifact_that_changed(home: Path, text: Path) -> None:
+    fetched = download.fn(resolve(str(text)))
+    (workspace.store().path(fetched.handle) / "whole.txt").write_text("edited")
+    with pytest.raises(IntegrityError, match=r"has a damaged whole.txt.*run the same command again to rebuild it"):
+        tokenize.fn(fetched, "none", "char")
+
+
+def test_the_token_limit_shortens_training_only(home: Path, text: Path) -> None:
+    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", "char")
+    words = vocabulary.fn(tokens, (80, 10, 10), TokenizerConfig())
+    whole, cut = (corpus.fn(tokens, words, (80, 10, 10), limit) for limit in (0, 500))
+    assert cut.splits["train"].num_tokens == 500 < whole.splits["train"].num_tokens
+    assert cut.splits["test"] == whole.splits["test"]
+
+
+def test_evaluate_logs_its_figures_under_the_split_and_as_perplexity(built: Any, trained: TrackedTraining) -> None:
+    for split in ("valid", "test"):
+        done: TrackedEvaluation = evaluate.fn("gru", trained, built.corpus, EvaluateConfig(split=split))
+        run = tracking.client().get_run(trained.run_id)
+        assert done.run_id == trained.run_id
+        assert run.data.metrics[f"{split}/perplexity"] == run.data.metrics["perplexity"] == done.evaluated.perplexity
+        assert math.isclose(run.data.metrics[f"{split}/loss"], math.log(done.evaluated.perplexity))
+        assert math.isclose(2 ** run.data.metrics[f"{split}/bits_per_char"], done.evaluated.perplexity)
+        assert run.data.metrics[f"{split}/oov_rate"] == 0
+        assert run.data.tags["rnnlm.evaluated_split"] == split
+
+
+def test_generate_logs_each_sample_under_its_prefix(built: Any, trained: TrackedTraining) -> None:
+    done: Samples = generate.fn("gru", trained, built.corpus, EvaluateConfig(), GREEDY)
+    assert [sample.prefix for sample in done.samples] == ["the time ", "we "]
+    assert [len(sample.text) for sample in done.samples] == [14, 8]
+    logged = Path(tracking.client().download_artifacts(trained.run_id, "samples.txt")).read_text()
+    assert logged == "\n\n".join(f"[{sample.prefix}]\n{sample.text}" for sample in done.samples) + "\n"
+
+
+def test_generate_without_prefix_goes_on_from_the_evaluated_split(built: Any, trained: TrackedTraining) -> None:
+    config = GenerateConfig(length=5)
+    samples = {
+        split: generate.fn("gru", trained, built.corpus, EvaluateConfig(split=split), config).samples[0]
+        for split in ("train", "test")
+    }
+    assert samples["train"].prefix == "the time"
+    assert samples["test"].prefix != samples["train"].prefix
+    assert all(len(sample.text) == 8 + 5 for sample in samples.values())
+
+
+def test_a_prefix_with_unknown_characters_is_a_warning_of_its_cell(
+    built: Any, trained: TrackedTraining, heard: list[News]
+) -> None:
+    config = GenerateConfig(prefixes=("thé",), length=5)
+    (sample,) = generate.fn("gru", trained, built.corpus, EvaluateConfig(), config).samples
+    assert sample.prefix == "thé"
+    assert heard == [
+        News("generate", "gru", warning="prefix has characters outside the vocabulary, read as <unk>: 'é'")
+    ]
+    with pytest.raises(DataError, match="prefix has characters outside the vocabulary: 'é'"):
+        generate.fn("gru", trained, built.corpus, EvaluateConfig(), GenerateConfig(prefixes=("é",), unknown="error"))
+
+
+def test_compare_puts_the_cells_side_by_side(
+    built: Any, parent: FlowRun, train_cell: Callable[..., TrackedTraining]
+) -> None:
+    trainings = [train_cell(cell, parent) for cell in ("rnn", "gru")]
+    evaluations = [evaluate.fn(t.trained.cell, t, built.corpus, EvaluateConfig()) for t in trainings]
+    compared = compare.fn(trainings, evaluations)
+    assert [row.cell for row in compared.rows] == ["rnn", "gru"]
+    assert compared.best_cell == min(compared.rows, key=lambda row: row.valid_perplexity).cell
+    folder = workspace.store().open(compared.handle)
+    assert (folder / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r'"cell": "rnn"', (folder / "table.json").read_text())
+
+
+def test_the_home_is_the_environments_and_every_path_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RNNLM_HOME", str(tmp_path / "here"))
+    assert workspace.home() == tmp_path / "here"
+    assert workspace.store().root == tmp_path / "here" / "artifacts" / "store"
+    assert workspace.tracking_uri() == f"sqlite:///{tmp_path}/here/mlflow.db"
+    monkeypatch.setenv("RNNLM_HOME", "relative")
+    monkeypatch.chdir(tmp_path)
+    assert workspace.home() == tmp_path / "relative"
+    monkeypatch.delenv("RNNLM_HOME")
+    assert workspace.home() == workspace.PROJECT
+
+
+def test_the_records_may_be_written_by_their_owner_only(bare_home: Path) -> None:
+    assert (bare_home / "artifacts" / "results").stat().st_mode & 0o777 == 0o700
+
+
+def test_settings_of_the_user_stay(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")
+    workspace.prepare_environment()
+    assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"

@@ -1,0 +1,197 @@
+"""The stage `train`: a process of its own, a place to train, and what a failure leaves in MLflow."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from rnnlm_core.config import TrainConfig
+from rnnlm_core.errors import ResourceError, Stopped
+from rnnlm_core.store import Handle
+from rnnlm_core.train import Trained
+from rnnlm_core.train_process import Job
+from tasks import tracking
+from tasks import train as train_stage
+from tasks.progress import News
+from tasks.tracking import FlowRun
+from tasks.train import TrackedTraining, stop_requested, train
+
+LONG = TrainConfig(epochs=100_000, batch_size=16, num_steps=16, device="cpu")
+SHORT = TrainConfig(epochs=2, batch_size=16, num_steps=16, device="cpu")
+
+
+@pytest.fixture
+def _nobody_asked_to_stop() -> Iterator[None]:
+    stop_requested.clear()
+    yield
+    stop_requested.clear()
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What the stage asks of its child, which fails at once."""
+    asked: list[Job] = []
+
+    def refuse(job: Job, *rest: Any) -> dict[str, Any]:
+        asked.append(job)
+        raise ResourceError("no child today", job.cell, "try tomorrow")
+
+    monkeypatch.setattr(train_stage, "train_in_child", refuse)
+    return asked
+
+
+def status(run_id: str) -> str:
+    return str(tracking.client().get_run(run_id).info.status)
+
+
+def child_of(flow: FlowRun) -> str:
+    (found,) = [run.run_id for run in tracking.tracked_cells() if run.tags["mlflow.parentRunId"] == flow.parent_run_id]
+    return found
+
+
+def test_the_child_gets_the_slice_of_the_config_and_one_thread(
+    parent: FlowRun, built: Any, jobs: list[Job], train_model: Any
+) -> None:
+    with pytest.raises(ResourceError, match="no child today"):
+        train.fn("gru", built.corpus, built.vocabulary, train_model, SHORT, parent)
+    (job,) = jobs
+    assert job.cell == "gru"
+    assert job.corpus == built.corpus.handle
+    assert job.vocabulary == built.vocabulary.handle
+    assert job.model == train_model
+    assert job.train == SHORT
+    assert job.threads == 1
+    assert job.key.startswith("train-")
+    assert status(child_of(parent)) == "FAILED"
+
+
+def test_a_real_child_reports_each_epoch_and_its_model(
+    parent: FlowRun, built: Any, train_model: Any, heard: list[News]
+) -> None:
+    result: TrackedTraining = train.fn("rnn", built.corpus, built.vocabulary, train_model, SHORT, parent)
+    assert [news.epoch.number for news in heard if news.epoch] == [1, 2]
+    assert {news.cell for news in heard} == {"rnn"}
+    assert result.trained.cell == "rnn"
+    assert result.trained.device == "cpu"
+    assert len(result.trained.history) == 2
+    assert status(result.run_id) == "FINISHED"
+    assert psutil.Process().children() == []
+
+
+def test_a_child_that_is_killed_fails_its_run_with_the_signal(parent: FlowRun, built: Any, train_model: Any) -> None:
+    from tasks import progress
+
+    def kill(news: News) -> None:
+        if news.epoch is not None and news.epoch.number == 1:
+            for child in psutil.Process().children():
+                os.kill(child.pid, signal.SIGKILL)
+
+    with progress.listening(kill), pytest.raises(ResourceError, match="training of rnn was killed: SIGKILL: if memory"):
+        train.fn("rnn", built.corpus, built.vocabulary, train_model, LONG, parent)
+    run_id = child_of(parent)
+    assert status(run_id) == "FAILED"
+    assert [step for step, _ in tracking.curve(run_id, "train/loss")][:1] == [1]
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.usefixtures("_nobody_asked_to_stop")
+def test_a_request_to_stop_ends_a_real_child_and_its_run_is_killed(
+    parent: FlowRun, built: Any, train_model: Any
+) -> None:
+    from tasks import progress
+
+    def stop(news: News) -> None:
+        if news.epoch is not None:
+            stop_requested.set()
+
+    with progress.listening(stop), pytest.raises(Stopped, match="training stopped: in epoch"):
+        train.fn("rnn", built.corpus, built.vocabulary, train_model, LONG, parent)
+    assert status(child_of(parent)) == "KILLED"
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.usefixtures("_nobody_asked_to_stop")
+def test_a_training_that_waited_while_a_stop_came_does_not_start(
+    parent: FlowRun, built: Any, train_model: Any, jobs: list[Job]
+) -> None:
+    stop_requested.set()
+    with pytest.raises(Stopped, match="training stopped: rnn: run the same command again to go on"):
+        train.fn("rnn", built.corpus, built.vocabulary, train_model, SHORT, parent)
+    assert jobs == []
+
+
+def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(2))
+    lock, all_in = threading.Lock(), threading.Barrier(2)
+    now, most = 0, 0
+
+    def work() -> None:
+        nonlocal now, most
+        with train_stage._place("cpu") as place:
+            assert place == ("cpu", 1)
+            with lock:
+                now += 1
+                most = max(most, now)
+            all_in.wait(timeout=60)  # passes only when two are inside together
+            with lock:
+                now -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert most == 2
+    assert now == 0
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(1))
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="broken"), train_stage._place("cpu"):
+            raise RuntimeError("broken")
+    assert train_stage._cpu_slots.acquire(blocking=False)
+
+
+def test_each_gpu_takes_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnlm_core.model.pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with train_stage._place("auto") as first, train_stage._place("auto") as second:
+        assert {first, second} == {("cuda:0", 0), ("cuda:1", 0)}
+        came = threading.Event()
+
+        def third() -> None:
+            with train_stage._place("cuda"):
+                came.set()
+
+        waiting = threading.Thread(target=third)
+        waiting.start()
+        assert not came.wait(timeout=0.3)
+    assert came.wait(timeout=60)
+    waiting.join()
+    assert train_stage._gpu_busy == set()
+
+
+def test_a_named_gpu_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnnlm_core.model.pick_device", torch.device)
+    with train_stage._place("cuda:1") as place:
+        assert place == ("cuda:1", 0)
+
+
+def test_the_identity_of_a_training_is_its_cell_and_model() -> None:
+    trained = Trained("gru", Handle("model", "a" * 64), 1, 10, "cpu", 1.0, ())
+    assert TrackedTraining(trained, "run-1").cache_identity() == ("gru", Handle("model", "a" * 64))
+
+
+def test_the_seed_decides_the_model(parent: FlowRun, train_cell: Callable[..., TrackedTraining]) -> None:
+    here = train_cell("gru", parent, SHORT)
+    assert here.trained.model.kind == "model"
+    again = train_cell("gru", parent, SHORT)
+    other = train_cell("gru", parent, TrainConfig(epochs=2, batch_size=16, num_steps=16, device="cpu", seed=1))
+    assert again.trained.model == here.trained.model != other.trained.model
