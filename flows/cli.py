@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rnnlm_core.errors import RnnlmError, UsageError
+from rnnlm_core.errors import DataError, RnnlmError, UsageError
 
 if TYPE_CHECKING:
     from rnnlm_core.model import SavedModel
@@ -268,7 +268,7 @@ def _load(reference: str) -> "SavedModel":
     if digest and not workspace.store().fault(handle):
         return load_model(workspace.store().path(handle))
     if "rnnlm.model_uri" not in found.tags:
-        raise RnnlmError("this run has no model", f"{reference} ({found.status})", "run the training again")
+        raise DataError("this run has no model", f"{reference} ({found.status})", "run the training again")
     return load_model(tracking.model_files(found.tags["rnnlm.model_uri"]))
 
 

@@ -73,6 +73,7 @@ class OwnApi(Api):
         assert self.process.stdout is not None
         port = self.process.stdout.readline().strip()
         super().__init__(f"http://127.0.0.1:{port}/api")
+        self.answered = False
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -89,6 +90,7 @@ class OwnApi(Api):
                     "run `prefect server start` to see why, and set PREFECT_API_URL to use it",
                 )
             time.sleep(0.1)
+        self.answered = True
         with temporary_settings({PREFECT_API_URL: self.url}):
             yield
 
@@ -97,6 +99,8 @@ class OwnApi(Api):
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
+        if not self.answered:
+            self.process.kill()  # still importing: it has nothing to finish, and would not hear us
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -21,7 +21,7 @@ def quickstart() -> RunConfig:
     """Python's own language reference, characters: no network, under 3 minutes on 2 cores, readable samples."""
     return RunConfig(
         corpus=CorpusConfig(name="python-docs"),
-        model=ModelConfig(hidden_size=192, embedding_size=64, dropout=0.1),
+        model=ModelConfig(hidden_size=160, embedding_size=64, dropout=0.1),
         train=TrainConfig(epochs=4, batch_size=32, num_steps=64, learning_rate=4e-3, schedule="cosine"),
         generate=GenerateConfig(prefixes=("The ",), length=200, temperature=0.5),
     )

@@ -70,7 +70,12 @@ class ContentPolicy(CachePolicy):
         **_: Any,
     ) -> str | None:
         """Return the key, or None when the content of an input is not known beforehand."""
-        key = cache_key(task_ctx.task.name, inputs, self.core_module)
+        try:
+            key = cache_key(task_ctx.task.name, inputs, self.core_module)
+        except Exception as error:
+            # Prefect would go on without a word on the screen, and the work would be lost to the cache.
+            progress.warn("cache", f"no key for {task_ctx.task.name}, its result will not be kept: {error!r}")
+            raise
         if key is not None:
             _drop_foreign_record(key)
         return key

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.errors import DataError, IntegrityError, ResourceError
 from rnnlm_core.train import Epoch
 from tasks import workspace
 
@@ -90,10 +90,12 @@ def _check_database(path: Path) -> None:
             f"{path} ({path.stat().st_size} bytes)",
             "restore it, or move it away to start anew",
         )
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         try:
             connection.execute("SELECT count(*) FROM experiments")
         except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise ResourceError("the MLflow database is locked", path, "wait for the other program") from error
             raise IntegrityError(
                 "not an MLflow database", f"{path} ({error})", "restore it, or move it away to start anew"
             ) from error

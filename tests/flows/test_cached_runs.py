@@ -63,11 +63,10 @@ def test_each_change_repeats_the_stages_it_reaches(run: Run, heard: list[News], 
         ({"evaluate__split": "valid"}, {"evaluate", "generate", "compare"}),
         ({"train__learning_rate": 2e-3}, {"train", "evaluate", "generate", "compare"}),
         ({"model__hidden_size": 9}, {"train", "evaluate", "generate", "compare"}),
-        ({"tokenizer__min_freq": 2}, {"vocabulary"}),
+        ({"tokenizer__min_freq": 2}, {"vocabulary"}),  # no character is that rare: the same vocabulary
     ]:
         run(**changes)
-        executed = stages(heard)
-        assert executed == reached or (reached == {"vocabulary"} and executed >= {"vocabulary"}), changes
+        assert stages(heard) == reached, changes
     text.write_text(text.read_text()[::-1])
     run()
     assert stages(heard) == set(ALL)

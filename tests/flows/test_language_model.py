@@ -258,6 +258,7 @@ def test_without_held_out_text_the_training_figures_stand_alone(run: Run_) -> No
 
 def test_a_text_too_short_for_its_splits_is_refused_with_the_minimum(run: Run_, text: Path) -> None:
     text.write_text("too short")
-    with pytest.raises(DataError, match=r"too short|tokens") as caught:
+    with pytest.raises(DataError) as caught:
         run()
-    assert "9" in str(caught.value)
+    assert "9 tokens" in str(caught.value)
+    assert "342" in str(caught.value)  # 80 % of which fill a batch of 16 x 16, the offset and the last target
