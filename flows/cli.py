@@ -204,8 +204,10 @@ def _flows_ready() -> Iterator[None]:
             typer.echo("starting Prefect's own server (5 to 30 s) …", err=True)
         import flows.language_model  # noqa: F401 - heavy: imported while the server starts
         from flows.display import Display
+        from tasks import tracking
         from tasks.progress import listening
 
+        tracking.experiment_id()  # opens MLflow's database, also while the server starts
         with api.ready(), Display() as display, listening(display.hear):
             yield
 

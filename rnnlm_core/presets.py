@@ -30,7 +30,7 @@ def quickstart() -> RunConfig:
 def smoke() -> RunConfig:
     """The whole chain, tiny: what a CI job runs on every change."""
     return RunConfig(
-        corpus=CorpusConfig(name="python-docs", max_tokens=60_000, split="96/2/2"),
+        corpus=CorpusConfig(name="python-docs", max_tokens=30_000, split="98/1/1"),
         model=ModelConfig(hidden_size=64, embedding_size=32),
         train=TrainConfig(epochs=2, batch_size=16, num_steps=32, learning_rate=1e-2),
         generate=GenerateConfig(prefixes=("The ",), length=40, temperature=0.5),

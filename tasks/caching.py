@@ -38,14 +38,20 @@ class NotWhole(Exception):  # noqa: N818 - tells Prefect that a record does not 
     """A record names something that is gone or changed."""
 
 
-def stage(core_module: str, result: type, **options: Any) -> Callable[[Callable[..., Result]], Task[..., Result]]:
-    """Make a function a cached Prefect task that runs `core_module` and returns a `result` (a dataclass)."""
+def stage(
+    core_module: str, result: type, task_run_name: str = "", **options: Any
+) -> Callable[[Callable[..., Result]], Task[..., Result]]:
+    """Make a function a cached Prefect task that runs `core_module` and returns a `result` (a dataclass).
+
+    Its runs are called `task_run_name` (which may use the arguments), or like the function.
+    """
     RESULTS[result.__name__] = result
     source_digest(core_module)  # now, in one thread: parsing in several at once fails in Python 3.11 (gh-106905)
 
     def decorate(function: Callable[..., Result]) -> Task[..., Result]:
         return task(
             name=function.__name__,
+            task_run_name=task_run_name or function.__name__,
             cache_policy=ContentPolicy(core_module=core_module),
             persist_result=True,
             result_serializer=VerifiedSerializer(),
