@@ -3,6 +3,7 @@
 Heavy imports wait inside the commands, so that help is instant and mistakes are told before anything starts.
 """
 
+import errno
 import json
 import os
 import sys
@@ -55,7 +56,7 @@ def run(
     from rnnlm_core.download import inspect, resolve
     from rnnlm_core.presets import run_config
 
-    chosen = cells.split(",") if cells is not None else None
+    chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
     keys = _parse_changes(changes or [])
     config = run_config(preset, corpus, chosen, keys)
     inspect(resolve(config.corpus.name), config)
@@ -207,7 +208,8 @@ def _flows_ready() -> Iterator[None]:
         from tasks import tracking
         from tasks.progress import listening
 
-        tracking.experiment_id()  # opens MLflow's database, also while the server starts
+        if api.own:
+            tracking.experiment_id()  # opens MLflow's database, also while the server starts
         with api.ready(), Display() as display, listening(display.hear):
             yield
 
@@ -239,9 +241,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
         typer.echo(f"{cell} writes: {figures['samples'][0]}\n")
     done, found = summary["tasks"]["executed"], summary["tasks"]["cached"]
     if done:
-        typer.echo(f"{done} stages done, {found} cached, {summary['seconds']:.0f} s\n")
+        typer.echo(f"{done} stages done, {found} cached, {summary['seconds']:.0f} s of work\n")
     else:
-        typer.echo(f"nothing to do: all {found} stages are cached, {summary['seconds']:.0f} s\n")
+        typer.echo(f"nothing to do: all {found} stages are cached\n")
     for line in ui_commands(workspace.tracking_uri()):
         typer.echo(line)
 
@@ -285,6 +287,9 @@ def main() -> None:
         if hasattr(error, "format_message"):
             message = error.format_message()
             _fail(f"error: {message}" if message else "", getattr(error, "exit_code", 2))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            _debug()
+            _fail(f"error: cannot write: {error.filename or error.strerror}: free some space, or set RNNLM_HOME", 5)
         raise
     if code == INTERRUPTED:
         _fail("interrupted: run the same command again to go on", INTERRUPTED)

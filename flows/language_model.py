@@ -8,7 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.summary import CellStages, Ledger, RunSummary
 from rnnlm_core.config import RunConfig, flatten
-from rnnlm_core.download import Source, inspect, resolve
+from rnnlm_core.download import Source, inspect, resolve, without_password
 from rnnlm_core.presets import run_config
 from tasks import tracking
 from tasks.compare import compare
@@ -48,7 +48,8 @@ def language_model(
     source = resolve(config.corpus.name)
     inspect(source, config)
     stop_requested.clear()
-    with tracking.parent_run(preset, source.name, flatten(config), str(flow_run.id or "")) as run:
+    parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
+    with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         try:
             return _chain(config, source, run).as_json()
         except BaseException:
@@ -62,16 +63,16 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     tokens = tokenize.submit(text, config.corpus.normalizer, config.tokenizer.level)
     words = vocabulary.submit(tokens, shares, config.tokenizer)
     ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
+    ledger = Ledger(run)
+    for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
+        ledger.take(stage, future)
+    # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
         trained = train.submit(cell, ids, words, config.model, config.train, run)
         measured = evaluate.submit(cell, trained, ids, config.evaluate)
         samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
         cells[cell] = CellStages(trained, measured, samples)
-
-    ledger = Ledger(run)
-    for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
-        ledger.take(stage, future)
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])

@@ -62,7 +62,7 @@ class OwnApi(Api):
     def __init__(self) -> None:
         # In a session of its own: Ctrl-C is for us, and the server must outlive what we still have to tell it.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.server"],
+            [sys.executable, "-P", "-m", "flows.server"],  # -P: whatever lies in the current folder is not ours
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

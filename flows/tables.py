@@ -1,5 +1,7 @@
 """Tables for people: the result of a run, and the tracked runs."""
 
+import os
+import shlex
 import shutil
 import sys
 from datetime import datetime
@@ -11,6 +13,7 @@ from rich.table import Table
 
 from flows.summary import figure
 from tasks.tracking import TrackedRun
+from tasks.workspace import PROJECT
 
 NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs")
 
@@ -55,10 +58,14 @@ def runs_table(runs: list[TrackedRun]) -> Table:
 
 
 def ui_commands(tracking_uri: str) -> list[str]:
-    """Return the two commands that open the user interfaces."""
+    """Return the two commands that open the user interfaces (of an MLflow that runs already, its address)."""
+    local = tracking_uri.startswith("sqlite:")
+    runs = _command("mlflow", f"ui --backend-store-uri {shlex.quote(tracking_uri)}") if local else tracking_uri
+    # In the project folder Prefect finds its home by itself.
+    elsewhere = "" if Path.cwd() == PROJECT else f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} "
     return [
-        "see the runs in MLflow:     " + _command("mlflow", f"ui --backend-store-uri {tracking_uri}"),
-        "see the stages in Prefect:  " + _command("prefect", "server start"),
+        "see the runs in MLflow:     " + runs,
+        "see the stages in Prefect:  " + elsewhere + _command("prefect", "server start"),
     ]
 
 

@@ -68,6 +68,7 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     """Draw perplexity against epoch, a colour per cell: validation solid, training dotted."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -92,6 +93,7 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25, which="both")

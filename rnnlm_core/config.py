@@ -293,9 +293,7 @@ def _rules(config: RunConfig) -> Iterator[str]:
         yield f"`cells` must name at least one of {', '.join(CELLS)}. Got none"
     yield from _split_rules(config)
     device = config.train.device
-    if device not in ("auto", "cpu", "cuda") and not (
-        device.startswith("cuda:") and device.removeprefix("cuda:").isdecimal()
-    ):
+    if device not in ("auto", "cpu", "cuda") and not (re.fullmatch(r"cuda:(0|[1-9]\d?)", device)):
         yield f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"
     if 0 < config.corpus.max_tokens < config.train.fewest_tokens:
         yield (

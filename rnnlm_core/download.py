@@ -52,7 +52,7 @@ class Source:
     @property
     def place(self) -> str:
         """Where a message says that the text is."""
-        return _without_password(self.location) or self.name
+        return without_password(self.location) or self.name
 
     def cache_identity(self) -> tuple[tuple[str, str], ...] | None:
         """The digests alone, or None when they are not known before the download."""
@@ -94,7 +94,7 @@ def _local(name: str, known: str) -> Source:
             raise DataError("no such file or folder", name, f"give a path that exists or a corpus name ({known})")
         raise UsageError("unknown corpus", name, f"{known}; or give the path of a text")
     files = tuple((split, _sha256_of(paths)) for split, paths in _local_files(path).items())
-    return Source(path.resolve().stem, "local", str(path.resolve()), files)
+    return Source(path.resolve().name, "local", str(path.resolve()), files)
 
 
 def inspect(source: Source, config: RunConfig) -> None:
@@ -193,11 +193,11 @@ def _address(name: str) -> Source:
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise UsageError("not an address", _without_password(address), str(error)) from None
+        raise UsageError("not an address", without_password(address), str(error)) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
             "only http and https addresses can be downloaded",
-            _without_password(address),
+            without_password(address),
             "give a local path instead",
         )
     digest = fragment.removeprefix("sha256=").lower()
@@ -210,7 +210,8 @@ def _address(name: str) -> Source:
     return Source(Path(parts.path).stem or parts.hostname, "address", address, (("whole", digest),))
 
 
-def _without_password(address: str) -> str:
+def without_password(address: str) -> str:
+    """Return an address as it may be shown and stored."""
     return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:***@", address)
 
 
@@ -277,7 +278,7 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
     tried: list[str] = []
     wrong: list[str] = []
     for place in [*_mirror_places(file), *file.addresses]:
-        shown = _without_password(place)
+        shown = without_password(place)
         try:
             path = _bring(place, folder)
         except RnnlmError:
@@ -322,7 +323,7 @@ def _bring(place: str, folder: Path) -> Path:
     if urlsplit(place).scheme not in ("http", "https"):
         raise UsageError(
             "only http and https addresses can be downloaded",
-            _without_password(place),
+            without_password(place),
             "correct RNNLM_MIRROR",
         )
     pooch.get_logger().setLevel("WARNING")

@@ -286,7 +286,7 @@ class _Training:
         return IntegrityError(
             f"training diverged in epoch {len(self.history) + 1} at step {step}",
             value,
-            "lower train.learning_rate or train.clip_norm",
+            "lower train.learning_rate, or clip at a smaller train.clip_norm above 0",
         )
 
     def snapshot(self) -> Snapshot:

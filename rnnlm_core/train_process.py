@@ -54,7 +54,7 @@ def train_in_child(
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "rnnlm_core.train_process"],
+            [sys.executable, "-P", "-m", "rnnlm_core.train_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

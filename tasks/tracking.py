@@ -19,6 +19,7 @@ from typing import Any
 
 import mlflow
 import psutil
+import requests
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -31,6 +32,7 @@ from tasks import workspace
 EXPERIMENT = "rnnlm"
 PARENT = "mlflow.parentRunId"
 FLUSH_SECONDS = 2.0
+TRAINING_KEYS = ("corpus", "tokenizer", "model", "train")
 LONGEST_PARAMETER = 6000
 _registering = threading.Lock()
 
@@ -61,6 +63,12 @@ def client() -> MlflowClient:
 
 @functools.cache
 def _client(uri: str) -> MlflowClient:
+    if uri.startswith(("http://", "https://")):
+        try:  # MLflow itself would try for minutes without a word
+            requests.get(f"{uri.rstrip('/')}/health", timeout=10)
+        except requests.RequestException as error:
+            reason = f"{uri} ({type(error).__name__})"
+            raise ResourceError("MLflow does not answer", reason, "start it, or unset MLFLOW_TRACKING_URI") from error
     return MlflowClient(tracking_uri=uri)
 
 
@@ -105,6 +113,12 @@ def experiment_id() -> str:
     """Return the id of the experiment that holds all runs."""
     found = client().get_experiment_by_name(EXPERIMENT)
     if found is not None:
+        if found.lifecycle_stage != "active":
+            raise ResourceError(
+                f"the MLflow experiment `{EXPERIMENT}` was deleted",
+                workspace.tracking_uri(),
+                f"restore it with `mlflow experiments restore -x {found.experiment_id}`",
+            )
         return str(found.experiment_id)
     location = (workspace.artifacts() / "mlflow").as_uri() if _is_local() else None
     return str(client().create_experiment(EXPERIMENT, artifact_location=location))
@@ -118,8 +132,18 @@ def run_exists(run_id: str) -> bool:
     """Say whether a run is there and not deleted."""
     try:
         return str(client().get_run(run_id).info.lifecycle_stage) == "active"
-    except MlflowException:
-        return False
+    except MlflowException as error:
+        if _is_missing(error):
+            return False
+        raise _unreachable(error) from error
+
+
+def _is_missing(error: MlflowException) -> bool:
+    return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def _unreachable(error: MlflowException) -> ResourceError:
+    return ResourceError("MLflow does not answer", f"{workspace.tracking_uri()} ({error})", "see that it is running")
 
 
 @contextmanager
@@ -141,6 +165,9 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
     if found is not None:
         run_id = str(found.info.run_id)
         client().update_run(run_id, status="RUNNING")
+        client().set_tag(run_id, PARENT, flow.parent_run_id)
+        if "rnnlm.error" in found.data.tags:
+            client().delete_tag(run_id, "rnnlm.error")
         for tag, value in _process_tags().items():
             client().set_tag(run_id, tag, value)
     else:
@@ -153,7 +180,9 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
             "rnnlm.corpus": flow.corpus,
             "prefect.flow_run_id": flow.prefect_flow_run_id,
         }
-        run_id = _create(f"{cell} · {flow.corpus}", {**about, **tags}, {**dict(flow.parameters), "cell": cell})
+        # What comes after training may be done again with other settings, in this same run.
+        settings = {key: value for key, value in flow.parameters if key.split(".")[0] in TRAINING_KEYS}
+        run_id = _create(f"{cell} · {flow.corpus}", {**about, **tags}, {**settings, "cell": cell})
     with _closing(run_id):
         yield run_id
 
@@ -379,6 +408,8 @@ def find_model_run(reference: str) -> TrackedRun:
     try:
         return _tracked(client().get_run(reference))
     except MlflowException as error:
+        if not _is_missing(error):
+            raise _unreachable(error) from error
         raise DataError(
             "no such model", reference, "give a cell of the last run (rnn, gru, lstm), a run id, or models:/NAME@ALIAS"
         ) from error

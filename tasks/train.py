@@ -32,9 +32,9 @@ class TrackedTraining:
     trained: Trained
     run_id: str
 
-    def cache_identity(self) -> tuple[str, Handle]:
-        """What comes after training depends on the model alone."""
-        return self.trained.cell, self.trained.model
+    def cache_identity(self) -> tuple[str, Handle, str]:
+        """What comes after training depends on the model, and is written into this run and no other."""
+        return self.trained.cell, self.trained.model, self.run_id
 
 
 @stage(CORE, TrackedTraining, task_run_name="train {cell}")

@@ -7,7 +7,7 @@ for when needed, so that a worker, a test or a moved folder finds its own.
 import os
 from pathlib import Path
 
-from rnnlm_core.errors import UsageError
+from rnnlm_core.errors import ResourceError, UsageError
 from rnnlm_core.store import Store
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,8 +46,12 @@ def tracking_uri() -> str:
 def prepare_environment() -> None:
     """Give Prefect and MLflow their settings, before either is imported; what the user has set stays."""
     results = artifacts() / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    results.chmod(0o700)  # what lies here is believed, so only its owner may write it
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        results.chmod(0o700)  # what lies here is believed, so only its owner may write it
+    except OSError as error:
+        remedy = "set RNNLM_HOME to a folder that can be written"
+        raise ResourceError("cannot write artifacts", f"{results} ({error.strerror})", remedy) from error
     defaults = {
         "PREFECT_HOME": str(PROJECT / ".prefect" if (PROJECT / "pyproject.toml").exists() else home() / ".prefect"),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results),

@@ -343,7 +343,7 @@ def test_a_file_is_taken_as_it_lies(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "novel.txt"
     path.write_bytes(b"\xef\xbb\xbf" + NOVEL)
     source = resolve(str(path))
-    assert source == Source("novel", "local", str(path), (("whole", _sha256(path.read_bytes())),))
+    assert source == Source("novel.txt", "local", str(path), (("whole", _sha256(path.read_bytes())),))
     assert _brought(source, store) == {"whole": path.read_bytes()}
 
 

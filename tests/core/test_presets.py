@@ -99,5 +99,5 @@ def test_cells_are_chosen_and_checked() -> None:
 
 
 def test_a_change_that_breaks_a_rule_of_the_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`corpus.max_tokens` must be at least .* Got 60000"):
+    with pytest.raises(ConfigError, match=r"`corpus.max_tokens` must be at least .* Got 30000"):
         run_config("smoke", changes={"train.batch_size": 4096})

@@ -83,7 +83,17 @@ def test_the_same_text_elsewhere_under_another_name_repeats_nothing(
     again = language_model("time-machine", str(tmp_path / "moved.md"), ["rnn"], changes)
     assert stages(heard, "cached") == set(ALL)
     assert again["tasks"]["executed"] == 0
-    assert again["corpus"] == "moved"
+    assert again["corpus"] == "moved.md"
+
+
+def test_the_same_model_from_another_training_has_figures_in_its_own_run(run: Run, train_here: list[str]) -> None:
+    first = run()
+    second = run(train__device="auto")
+    assert train_here == ["rnn", "rnn"]
+    one, other = (summary["cells"]["rnn"]["run_id"] for summary in (first, second))
+    assert one != other
+    figures = [tracking.client().get_run(run_id).data.metrics["test/perplexity"] for run_id in (one, other)]
+    assert figures[0] == figures[1] == second["cells"]["rnn"]["test_perplexity"]
 
 
 @pytest.mark.parametrize("stage", ["download", "tokenize", "vocabulary", "corpus", "compare"])

@@ -61,7 +61,7 @@ def test_the_summary_has_the_agreed_shape(finished: Any) -> None:
     summary = finished.summary
     assert list(summary) == ["preset", "corpus", "cells", "best_cell", "parent_run_id", "seconds", "tasks"]
     assert summary["preset"] == "smoke"
-    assert summary["corpus"] == "book"
+    assert summary["corpus"] == "book.txt"
     assert tuple(summary["cells"]) == CELLS
     for figures in summary["cells"].values():
         assert set(figures) == FIGURES
@@ -107,11 +107,11 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
     assert len(runs) == 4
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs[parent_id]
-    assert parent.info.run_name == "smoke · book"
+    assert parent.info.run_name == "smoke · book.txt"
     assert parent.data.tags["rnnlm.best_cell"] == finished.summary["best_cell"]
     for cell, figures in finished.summary["cells"].items():
         child = runs[figures["run_id"]]
-        assert child.info.run_name == f"{cell} · book"
+        assert child.info.run_name == f"{cell} · book.txt"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.tags[f"rnnlm.child.{cell}"] == child.info.run_id
         assert child.data.metrics["perplexity"] == figures["test_perplexity"]

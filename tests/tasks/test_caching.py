@@ -123,11 +123,12 @@ def test_who_asks_is_no_part_of_the_key() -> None:
     assert len({cache_key("train", {"flow": flow}, CORE) for flow in flows}) == 1
 
 
-def test_what_follows_training_depends_on_the_model_not_on_the_run_or_its_speed() -> None:
+def test_what_follows_training_depends_on_the_model_and_its_run_not_on_its_speed() -> None:
     slower = dataclasses.replace(TRAINED, tokens_per_second=1.0)
     other = dataclasses.replace(TRAINED, model=Handle("model", "b" * 64))
     key = cache_key("evaluate", {"training": TrackedTraining(TRAINED, "run-1")}, CORE)
-    assert key == cache_key("evaluate", {"training": TrackedTraining(slower, "run-2")}, CORE)
+    assert key == cache_key("evaluate", {"training": TrackedTraining(slower, "run-1")}, CORE)
+    assert key != cache_key("evaluate", {"training": TrackedTraining(TRAINED, "run-2")}, CORE)
     assert key != cache_key("evaluate", {"training": TrackedTraining(other, "run-1")}, CORE)
 
 

@@ -47,7 +47,8 @@ def test_each_stage_keys_by_the_core_module_it_runs() -> None:
 
 def test_the_stages_of_a_cell_are_shown_with_it() -> None:
     shown = {stage.name: stage.task_run_name for stage in STAGES if stage.task_run_name}
-    assert shown == {name: f"{name} {{cell}}" for name in ("train", "evaluate", "generate")}
+    of_cells = {name: f"{name} {{cell}}" for name in ("train", "evaluate", "generate")}
+    assert shown == {stage.name: stage.name for stage in STAGES} | of_cells
 
 
 def test_only_a_network_that_does_not_answer_is_asked_again() -> None:
