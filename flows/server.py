@@ -78,11 +78,10 @@ class OwnApi(Api):
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Wait until the server answers, and have flows use it."""
-        import httpx
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not _healthy(httpx, self.url):
+        while not _healthy(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise ResourceError(
                     "Prefect's own server did not start",
@@ -109,10 +108,12 @@ class OwnApi(Api):
         self.process.stdout.close()
 
 
-def _healthy(httpx: object, url: str) -> bool:
+def _healthy(url: str) -> bool:
+    import httpx
+
     try:
-        return bool(httpx.get(f"{url}/health", timeout=5).status_code == 200)  # type: ignore[attr-defined]
-    except httpx.TransportError:  # type: ignore[attr-defined]
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
         return False
 
 
