@@ -60,8 +60,13 @@ def language_model(
 def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     shares = config.corpus.shares
     text = download.submit(source)
-    tokens = tokenize.submit(text, config.corpus.normalizer, config.tokenizer.level)
-    words = vocabulary.submit(tokens, shares, config.tokenizer)
+    cut = config.tokenizer
+    learns = cut.level == "bpe"  # from the training split alone; elsewhere the split changes no token
+    tokens = tokenize.submit(
+        text, config.corpus.normalizer, config.corpus.max_chars, cut.level, cut.eos,
+        cut.bpe_size if learns else 0, shares if learns else None,
+    )  # fmt: skip
+    words = vocabulary.submit(tokens, shares, cut)
     ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
     ledger = Ledger(run)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
@@ -69,7 +74,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
-        trained = train.submit(cell, ids, words, config.model, config.train, run)
+        trained = train.submit(cell, ids, words, config.model.for_cell(cell), config.train, run)
         measured = evaluate.submit(cell, trained, ids, config.evaluate)
         samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
         cells[cell] = CellStages(trained, measured, samples)

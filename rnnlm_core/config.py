@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rnnlm_core.errors import ConfigError, suggestion
@@ -40,6 +40,8 @@ class CorpusConfig:
     normalizer: Literal["none", "letters", "chinese", "d2l-lines", "d2l-whole"] = "none"
     """`none` keeps the text; `letters` keeps a–z and single spaces and fuses no words; `chinese` turns line ends into
     spaces; `d2l-lines` and `d2l-whole` are the book's two editions."""
+    max_chars: int = _option(0, at_least=0)
+    """Keep only the first so many characters of the normalised text, before anything else is done; 0 = all."""
     max_tokens: int = _option(0, at_least=0)
     """Train on the first so many tokens only; 0 = all. The vocabulary still comes from the whole training split."""
     split: str = "90/5/5"
@@ -62,8 +64,13 @@ class CorpusConfig:
 class TokenizerConfig:
     """What a token is, and which tokens have an id."""
 
-    level: Literal["char", "word"] = "char"
-    """`char`: one Unicode character; `word`: what stands between white space."""
+    level: Literal["char", "word", "byte", "bpe"] = "char"
+    """`char`: one Unicode character; `word`: what stands between white space; `byte`: one byte of UTF-8; `bpe`:
+    byte pairs merged as learnt from the training split (Sennrich et al. 2016)."""
+    eos: Literal["none", "line"] = "none"
+    """`line` puts one `<eos>` after every line of words, empty ones too, as published figures count it."""
+    bpe_size: int = _option(4096, at_least=257, at_most=1_000_000)
+    """Tokens that `bpe` may have, the 256 bytes among them."""
     min_freq: int = _option(1, at_least=1)
     """Rarer tokens of the training split become `<unk>`."""
     reserved_tokens: tuple[str, ...] = ()
@@ -72,14 +79,35 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of the network."""
+    """The shape of the network, and what it is before training."""
 
+    implementation: Literal["concise", "scratch"] = "concise"
+    """`concise`: the layers of `torch.nn`; `scratch`: the book's equations, one step after the other."""
+    reset_gate: Literal["auto", "before", "after"] = "auto"
+    """Where the GRU's reset gate works: `before` the product with the recurrent weights (the book's equation) or
+    `after` it (`torch.nn.GRU`, cuDNN). `auto`: before from scratch, after in concise."""
     hidden_size: int = _option(256, at_least=1, at_most=16384)
     num_layers: int = _option(1, at_least=1, at_most=16)
     embedding_size: int = _option(0, at_least=0, at_most=16384)
     """0 = the book's one-hot input (its product with the input weights is done as a row gather)."""
     dropout: float = _option(0.0, at_least=0.0, below=1.0)
     """On the non-recurrent connections: after the embedding, between layers, before the output (Zaremba 2014)."""
+    tie_weights: bool = False
+    """The output shares the embedding's weights (Press and Wolf 2017)."""
+    bidirectional: bool = False
+    """Refused: the backward direction reads the token to be predicted. `rnnlm_core.encoder` has the encoder."""
+    init: Literal["auto", "torch", "book", "uniform"] = "auto"
+    """First weights: `torch` (the layers' own), `book` (N(0, 0.01), zero biases), `uniform` (all of them, in
+    ± `init_range`). `auto`: book from scratch, torch in concise."""
+    init_range: float = _option(0.1, above=0.0, at_most=10.0)
+    """Half the width of `uniform`."""
+
+    def for_cell(self, cell: str) -> "ModelConfig":
+        """Return what of the config one cell depends on: the place of the reset gate, settled, for the GRU alone."""
+        if cell != "gru":
+            return replace(self, reset_gate="auto")
+        placed: Literal["before", "after"] = "before" if self.implementation == "scratch" else "after"
+        return replace(self, reset_gate=placed) if self.reset_gate == "auto" else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +122,23 @@ class TrainConfig:
     """`sequential` carries the state from minibatch to minibatch; `random` shuffles subsequences and resets it."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     learning_rate: float = _option(3e-3, above=0.0, at_most=1e6)
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` anneals the learning rate per update from `learning_rate` to 0 over all epochs."""
+    momentum: float = _option(0.0, at_least=0.0, below=1.0)
+    """Of `sgd`."""
+    weight_decay: float = _option(0.0, at_least=0.0, at_most=1.0)
+    """As the optimizer defines it: part of the gradient in `sgd` and `adam`, apart from it in `adamw`."""
+    schedule: Literal["constant", "step", "plateau", "cosine"] = "constant"
+    """`step` divides the learning rate by `decay` at each epoch after `decay_after`; `plateau` divides it by `decay`
+    after each epoch that does not lower the validation loss; `cosine` anneals it to 0, update by update."""
+    decay: float = _option(2.0, above=1.0, at_most=1e6)
+    """The divisor of `step` and `plateau`."""
+    decay_after: int = _option(1, at_least=1)
+    """Epochs that `step` leaves at the full learning rate."""
+    warmup_steps: int = _option(0, at_least=0)
+    """Updates over which the learning rate first rises, linearly, to what the schedule says."""
+    patience: int = _option(0, at_least=0)
+    """Stop after so many epochs in a row that do not lower the validation loss; 0 = train all epochs."""
+    accumulate: int = _option(1, at_least=1)
+    """Minibatches whose gradients are averaged into one update."""
     clip_norm: float = _option(1.0, at_least=0.0)
     """Largest global gradient norm; 0 = no clipping."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
@@ -126,6 +169,18 @@ class GenerateConfig:
     """Tokens to add to each prefix."""
     temperature: float = _option(0.0, at_least=0.0, at_most=5.0)
     """0 = greedy (argmax), as the book does; otherwise samples from softmax(logits / temperature)."""
+    top_k: int = _option(0, at_least=0)
+    """Draw among the so many likeliest tokens only; 0 = all."""
+    top_p: float = _option(1.0, above=0.0, at_most=1.0)
+    """Draw among the fewest likeliest tokens that together have this probability (Holtzman et al. 2020); 1 = all."""
+    beam: int = _option(1, at_least=1, at_most=1000)
+    """Continuations kept side by side in beam search; 1 = none."""
+    length_penalty: float = _option(0.75, at_least=0.0, at_most=10.0)
+    """α: beam search ranks what ended by log P / length^α (the book's chapter "Beam Search")."""
+    repetition_penalty: float = _option(1.0, at_least=1.0, at_most=100.0)
+    """Logits of tokens that have occurred are divided by it when positive, multiplied when negative (CTRL 2019)."""
+    stop: tuple[str, ...] = ()
+    """Tokens that end a sample; they are no part of it."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
     unknown: Literal["map", "error"] = "map"
     """Prefix tokens outside the vocabulary: read them as `<unk>` with a warning, or refuse them."""
@@ -228,6 +283,8 @@ def _read(value: Any, kind: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError("must be a string")
         return value
+    if kind is bool:
+        return _read_bool(value)
     if kind is int:
         if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}", value):
             return int(value)
@@ -242,6 +299,12 @@ def _read(value: Any, kind: Any) -> Any:
         except (ValueError, OverflowError):
             raise ValueError("must be a number") from None
     raise AssertionError(f"no reader for {kind}")
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, bool) or value in ("true", "false"):
+        return value in (True, "true")
+    raise ValueError("must be true or false")
 
 
 def _refuse(rule: str) -> Any:
@@ -291,7 +354,74 @@ def _rules(config: RunConfig) -> Iterator[str]:
         yield f"`cells` must name each cell once. Got {cell} twice"
     if not config.cells:
         yield f"`cells` must name at least one of {', '.join(CELLS)}. Got none"
-    yield from _split_rules(config)
+    if mistake := _split_mistake(config.corpus.split):
+        yield mistake
+    else:
+        yield from _split_rules(config)
+    yield from _tokenizer_rules(config)
+    yield from _model_rules(config.model)
+    yield from _train_rules(config)
+    if any(not prefix for prefix in config.generate.prefixes):
+        yield "`generate.prefixes` must hold no empty prefix. Got ''"
+    if any(not token for token in config.generate.stop):
+        yield "`generate.stop` must hold no empty token. Got ''"
+    yield from _without_effect(config)
+
+
+def _split_mistake(split: str) -> str:
+    parts = split.split("/")
+    if split == "given" or (len(parts) == 3 and all(part.isdecimal() for part in parts) and int(parts[0])):
+        return ""
+    return f"`corpus.split` must be three whole numbers like 90/5/5, the first above 0, or `given`. Got {split!r}"
+
+
+def _split_rules(config: RunConfig) -> Iterator[str]:
+    split = config.corpus.split
+    if not config.corpus.has_split(config.evaluate.split):
+        there = ", ".join(name for name in SPLITS if config.corpus.has_split(name))
+        yield (
+            f"`evaluate.split` must name a split that holds something ({there} under corpus.split={split}). "
+            f"Got {config.evaluate.split}"
+        )
+    if not config.corpus.has_split("valid"):
+        if config.train.patience:
+            yield f"`train.patience` needs a validation split (corpus.split={split}). Got {config.train.patience}"
+        if config.train.schedule == "plateau":
+            yield f"`train.schedule` plateau needs a validation split. Got corpus.split={split}"
+    if config.corpus.max_chars and split == "given":
+        yield f"`corpus.max_chars` needs a corpus in one file, not split=given. Got {config.corpus.max_chars}"
+
+
+def _tokenizer_rules(config: RunConfig) -> Iterator[str]:
+    tokenizer = config.tokenizer
+    if tokenizer.eos == "line" and tokenizer.level != "word":
+        yield f"`tokenizer.eos` line needs level word: the others keep the line ends themselves. Got {tokenizer.level}"
+    elif tokenizer.eos == "line" and config.corpus.normalizer not in ("none", "d2l-lines"):
+        yield (
+            "`tokenizer.eos` line needs a normalizer that keeps lines (none, d2l-lines). "
+            f"Got {config.corpus.normalizer}"
+        )
+
+
+def _model_rules(model: ModelConfig) -> Iterator[str]:
+    if model.bidirectional:
+        yield (
+            "`model.bidirectional` must be false: a language model whose backward direction reads the token it "
+            "predicts has a perplexity that means nothing. Got true"
+        )
+    if model.implementation == "concise" and model.reset_gate == "before":
+        yield (
+            "`model.reset_gate` before needs `model.implementation` scratch: torch.nn.GRU applies it after the "
+            "product. Got concise"
+        )
+    if model.tie_weights and model.embedding_size != model.hidden_size:
+        yield (
+            f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size ({model.hidden_size}). "
+            f"Got {model.embedding_size}"
+        )
+
+
+def _train_rules(config: RunConfig) -> Iterator[str]:
     device = config.train.device
     if device not in ("auto", "cpu", "cuda") and not (re.fullmatch(r"cuda:(0|[1-9]\d?)", device)):
         yield f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"
@@ -300,27 +430,27 @@ def _rules(config: RunConfig) -> Iterator[str]:
             f"`corpus.max_tokens` must be at least {config.train.fewest_tokens} to fill one batch of "
             f"{config.train.batch_size} x {config.train.num_steps}. Got {config.corpus.max_tokens}"
         )
-    if any(not prefix for prefix in config.generate.prefixes):
-        yield "`generate.prefixes` must hold no empty prefix. Got ''"
-    if config.generate.temperature == 0 and config.generate.seed != 0:
-        yield (
-            "`generate.seed` has no effect at temperature 0 (greedy): set generate.temperature above 0. "
-            f"Got {config.generate.seed}"
-        )
 
 
-def _split_rules(config: RunConfig) -> Iterator[str]:
-    split = config.corpus.split
-    if split != "given":
-        parts = split.split("/")
-        if len(parts) != 3 or not all(part.isdecimal() for part in parts) or int(parts[0]) == 0:
-            yield (
-                f"`corpus.split` must be three whole numbers like 90/5/5, the first above 0, or `given`. Got {split!r}"
-            )
-            return
-    if not config.corpus.has_split(config.evaluate.split):
-        there = ", ".join(name for name in SPLITS if config.corpus.has_split(name))
-        yield (
-            f"`evaluate.split` must name a split that holds something ({there} under corpus.split={split}). "
-            f"Got {config.evaluate.split}"
-        )
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    """Yield the options that are set though nothing would come of it."""
+    level, schedule, drawn = config.tokenizer.level, config.train.schedule, config.generate.temperature > 0
+    beam = config.generate.beam > 1
+    needs = {
+        "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
+        "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
+        "model.reset_gate": ("gru" in config.cells, "without the cell gru"),
+        "model.init_range": (config.model.init == "uniform", "without model.init=uniform"),
+        "train.momentum": (config.train.optimizer == "sgd", "without train.optimizer=sgd"),
+        "train.decay": (schedule in ("step", "plateau"), f"with schedule {schedule}: use train.schedule=step"),
+        "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
+        "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
+        "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
+        "generate.top_p": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
+        "generate.beam": (not drawn, "on drawn samples: set generate.temperature=0"),
+        "generate.length_penalty": (beam, "without beam search: set generate.beam above 1"),
+    }
+    values, defaults = flatten(config), flatten(RunConfig())
+    for key, (met, why) in needs.items():
+        if values[key] != defaults[key] and not met:
+            yield f"`{key}` has no effect {why}. Got {values[key]}"

@@ -15,14 +15,16 @@ import numpy as np
 
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import DataError
+from rnnlm_core.levels import Tokenizer, read_tokenizer
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, tokenizer
-from rnnlm_core.vocabulary import Vocabulary, split_lengths
+from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, token_tokenizer
+from rnnlm_core.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What a split holds: its tokens, those of them that are `<unk>`, and the characters behind all but the first.
+    """What a split holds: its tokens, those that the vocabulary lacks, and the characters behind all but the first.
 
     A model predicts every token but the first, so bits per character divide by `predicted_chars`.
     """
@@ -61,8 +63,10 @@ def build_corpus(
     source = store.open(tokens.handle)
     words = Vocabulary.load(store.open(vocabulary))
     facts = token_facts(source)
+    cut = token_tokenizer(source)
     metadata = {
         "rnnlm.level": facts["level"],
+        "rnnlm.eos": facts["eos"],
         "rnnlm.normalizer": facts["normalizer"],
         "rnnlm.tokens": tokens.handle.sha256,
         "rnnlm.vocabulary": vocabulary.sha256,
@@ -78,12 +82,13 @@ def build_corpus(
                 start,
                 kept,
                 words,
-                facts["level"],
+                cut,
                 draft.folder / f"{name}.parquet",
                 metadata | {"rnnlm.split": name},
             )
         about = {**metadata, "splits": {name: asdict(split) for name, split in splits.items()}}
         (draft.folder / "corpus.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+        cut.write_files(draft.folder)
         return Corpus(draft.publish(), splits)
 
 
@@ -98,10 +103,18 @@ def corpus_facts(folder: Path) -> dict[str, SplitFacts]:
     return {name: SplitFacts(**facts) for name, facts in about["splits"].items()}
 
 
-def corpus_conventions(folder: Path) -> tuple[str, str]:
-    """Return tokenizer level and normaliser of a `corpus` artifact: a model needs both to read a prefix."""
+def corpus_conventions(folder: Path) -> tuple[Tokenizer, str]:
+    """Return tokenizer and normaliser of a `corpus` artifact: a model needs both to read a prefix."""
     about = json.loads((folder / "corpus.json").read_text())
-    return about["rnnlm.level"], about["rnnlm.normalizer"]
+    cut = read_tokenizer({"level": about["rnnlm.level"], "eos": about["rnnlm.eos"]}, folder)
+    return cut, about["rnnlm.normalizer"]
+
+
+def corpus_vocabulary(folder: Path) -> str:
+    """Return the digest of the vocabulary whose ids a `corpus` artifact holds."""
+    about = json.loads((folder / "corpus.json").read_text())
+    digest: str = about["rnnlm.vocabulary"]
+    return digest
 
 
 def id_batches(path: Path) -> Iterator[np.ndarray]:
@@ -137,7 +150,7 @@ def _ranges(
 ) -> Iterator[tuple[str, Path, int, int]]:
     """Yield (split, tokens file, first token, number of tokens); no two ranges of a file overlap."""
     if "whole" not in counts:
-        for name in SPLITS:
+        for name in (split for split in SPLITS if split in counts):
             yield name, source / f"{name}.parquet", 0, counts[name]
         return
     start = 0
@@ -148,23 +161,24 @@ def _ranges(
 
 
 def _write_split(
-    path: Path, start: int, length: int, words: Vocabulary, level: str, target: Path, metadata: dict[str, str]
+    path: Path, start: int, length: int, words: Vocabulary, cut: Tokenizer, target: Path, metadata: dict[str, str]
 ) -> SplitFacts:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kind = id_type(len(words))
     schema = pa.schema([("id", pa.from_numpy_dtype(kind))], metadata=metadata)
-    separator = len(tokenizer(level).join)
     unknown = chars = written = 0
     with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
         for indices, dictionary in _slice(token_batches(path), start, length):
             ids = np.array(words[dictionary], dtype=kind)[indices]
-            widths = np.array([len(token) for token in dictionary], dtype=np.int64)
-            chars += int(widths[indices].sum()) + separator * len(indices)
+            widths = np.array(cut.widths(dictionary), dtype=np.int64)
+            chars += int(widths[indices].sum())
             if not written:
-                chars -= int(widths[indices[0]]) + separator  # the first token is given, not predicted
-            unknown += int((ids == 0).sum())
+                chars -= int(widths[indices[0]])  # the first token is given, not predicted
+            # A text may hold `<unk>` itself, as published: that is a word like any other.
+            strange = np.array([token not in words for token in dictionary])
+            unknown += int(strange[indices].sum())
             written += len(ids)
             writer.write_table(pa.table([pa.array(ids)], schema=schema), row_group_size=ROW_GROUP)
     return SplitFacts(written, unknown, chars)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnlm_core.corpus import corpus_facts, read_ids
+from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary, read_ids
+from rnnlm_core.errors import DataError
 from rnnlm_core.model import LanguageModel, load_model
 from rnnlm_core.store import Handle, Store
 
@@ -29,15 +30,20 @@ class Evaluated:
     bits_per_char: float
     oov_rate: float
     num_tokens: int
+    eos: str
+    """Whether one `<eos>` per line is among the tokens (`line`) or not (`none`)."""
 
 
 def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluated:
     """Measure a trained model on one split of a corpus.
 
-    `bits_per_char` = nats of the whole stream / ln 2 / characters behind the predicted tokens.
+    `bits_per_char` = nats of the whole stream / ln 2 / characters behind the predicted tokens. Raises `DataError` when
+    the ids of the corpus are not those the model knows.
     """
     saved = load_model(store.open(model))
     folder = store.open(corpus)
+    if saved.about["vocabulary"] != corpus_vocabulary(folder):
+        raise DataError("model and corpus have different vocabularies", f"{model}, {corpus}", "train on this corpus")
     facts = corpus_facts(folder)[split]
     ids = torch.from_numpy(read_ids(folder / f"{split}.parquet").astype("int32"))
     nats = stream_loss(saved.model, ids)
@@ -49,6 +55,7 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
         bits_per_char=nats / math.log(2) / facts.predicted_chars,
         oov_rate=facts.oov_rate,
         num_tokens=len(ids),
+        eos=corpus_conventions(folder)[0].about["eos"],
     )
 
 

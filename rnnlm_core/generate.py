@@ -1,24 +1,28 @@
-"""Continuing a text: warm up the state on the prefix, then draw token after token.
+"""Continuing a text: warm up the state on the prefix, then choose token after token.
 
-Temperature 0 is the book's prediction, argmax; otherwise tokens are drawn from softmax(logits / temperature).
-Characters are joined with nothing, words with a space.
+Temperature 0 is the book's prediction, argmax; otherwise tokens are drawn from softmax(logits / temperature), if so
+wanted among the likeliest alone; beam search keeps several continuations side by side. Prefixes of any lengths go on
+as one batch. Characters are joined with nothing, words with a space, bytes as soon as they are a character.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rnnlm_core.cells import State
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.model import LanguageModel, SavedModel, load_model
 from rnnlm_core.normalize import normalizer
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import tokenizer
 
 DEFAULT_PREFIX_TOKENS = 8
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,46 +39,73 @@ def generate(
     split: str,
     config: GenerateConfig,
     store: Store,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Warn = lambda _: None,
 ) -> tuple[Sample, ...]:
     """Draw one sample per prefix; without prefixes, the first tokens of `split` of the corpus are the prefix."""
     saved = load_model(store.open(model))
     if not config.prefixes:
-        return (_continue(saved, _opening_tokens(saved, store.open(corpus), split), config),)
-    return tuple(continue_text(saved, prefix, config, warn) for prefix in config.prefixes)
+        return tuple(_continue(saved, [_opening_tokens(saved, store.open(corpus), split)], config))
+    return continue_texts(saved, config.prefixes, config, warn)
 
 
-def continue_text(
-    saved: SavedModel, prefix: str, config: GenerateConfig, warn: Callable[[str], None] = lambda _: None
-) -> Sample:
-    """Return the prefix with `config.length` tokens added.
+def continue_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Sample:
+    """Return the prefix with up to `config.length` tokens added.
 
     Raises:
-        UsageError: the prefix is empty, or nothing is left of it after the model's normaliser.
+        UsageError: the prefix is empty, nothing is left of it after the model's normaliser, or `config.stop` names
+            a token that the model does not have.
         DataError: it has tokens outside the vocabulary and `config.unknown` is `error`.
     """
-    return _continue(saved, prefix_tokens(saved, prefix, config.unknown, warn), config)
+    (sample,) = continue_texts(saved, [prefix], config, warn)
+    return sample
 
 
-def _continue(saved: SavedModel, tokens: list[str], config: GenerateConfig) -> Sample:
-    generator = torch.Generator().manual_seed(config.seed)
-    ids = saved.vocabulary[tokens]
-    drawn = []
-    for token in continue_ids(saved.model, ids, config.temperature, generator):
-        drawn.append(token)
-        if len(drawn) == config.length:
-            break
-    join = tokenizer(saved.level).join
-    return Sample(join.join(tokens), join.join([*tokens, *saved.vocabulary.to_tokens(drawn)]))
+def continue_texts(
+    saved: SavedModel, prefixes: Sequence[str], config: GenerateConfig, warn: Warn = lambda _: None
+) -> tuple[Sample, ...]:
+    """Return each prefix with its continuation, computed as one batch; each is what it would be alone."""
+    return tuple(_continue(saved, [prefix_tokens(saved, p, config.unknown, warn) for p in prefixes], config))
 
 
-def prefix_tokens(
-    saved: SavedModel, prefix: str, unknown: str, warn: Callable[[str], None] = lambda _: None
-) -> list[str]:
+def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Iterator[str]:
+    """Yield the text of `continue_text` piece by piece, as soon as it is certain: first the prefix.
+
+    Beam search knows nothing for certain before its end, so it yields the continuation at once.
+    """
+    tokens = prefix_tokens(saved, prefix, config.unknown, warn)
+    if config.beam > 1:
+        drawn = iter(_beam_search(saved, saved.vocabulary[tokens], config))
+    else:
+        drawn = (row[0] for row in _drawn(saved, [saved.vocabulary[tokens]], config) if row[0] is not None)
+
+    def all_tokens() -> Iterator[str]:
+        yield from tokens
+        for token in drawn:
+            yield saved.vocabulary.to_tokens(token)
+
+    yield from saved.tokenizer.pieces(all_tokens())
+
+
+def _continue(saved: SavedModel, prefixes: Sequence[list[str]], config: GenerateConfig) -> Iterator[Sample]:
+    ids = [saved.vocabulary[tokens] for tokens in prefixes]
+    if config.beam > 1:
+        added = [_beam_search(saved, row, config) for row in ids]
+    else:
+        added = [[] for _ in prefixes]
+        for step in _drawn(saved, ids, config):
+            for row, token in zip(added, step, strict=True):
+                if token is not None:
+                    row.append(token)
+    for tokens, row in zip(prefixes, added, strict=True):
+        text = saved.tokenizer.text
+        yield Sample(text(tokens), text([*tokens, *saved.vocabulary.to_tokens(row)]))
+
+
+def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lambda _: None) -> list[str]:
     """Return the tokens of a prefix as the model's own text was read."""
     if not prefix:
         raise UsageError("prefix is empty", "''", "give at least one character")
-    tokens = tokenizer(saved.level).split(normalizer(saved.normalizer).prefix(prefix))
+    tokens = saved.tokenizer.split(normalizer(saved.normalizer).prefix(prefix))
     if not tokens:
         raise UsageError(
             f"nothing is left of the prefix after normalizer `{saved.normalizer}`",
@@ -83,7 +114,7 @@ def prefix_tokens(
         )
     strange = list(dict.fromkeys(token for token in tokens if token not in saved.vocabulary))
     if strange:
-        kind = "characters" if saved.level == "char" else "words"
+        kind = saved.tokenizer.noun
         shown = ", ".join(repr(token) for token in strange)
         if unknown == "error":
             raise DataError(
@@ -95,30 +126,145 @@ def prefix_tokens(
     return tokens
 
 
-def continue_ids(model: LanguageModel, ids: list[int], temperature: float, generator: torch.Generator) -> Iterator[int]:
-    """Yield ids for ever: the state is warmed up on `ids` (at least one), then each drawn id is fed back."""
+def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
+    """Return the ids of the stop tokens; a line end is the `<eos>` of a corpus that has them."""
+    ids = set()
+    for token in config.stop:
+        known = saved.tokenizer.split(token) or [token]
+        if len(known) != 1 or known[0] not in saved.vocabulary:
+            raise UsageError(
+                f"`generate.stop` must hold single tokens of the model (level {saved.tokenizer.level})",
+                repr(token),
+                "give one of its tokens",
+            )
+        ids.add(saved.vocabulary[known[0]])
+    return ids
+
+
+def _drawn(saved: SavedModel, ids: Sequence[list[int]], config: GenerateConfig) -> Iterator[list[int | None]]:
+    """Yield what each row adds, step by step, until `config.length`; None for a row that has met a stop token."""
+    stops = _stop_ids(saved, config)
+    ended = [False] * len(ids)
+    for step in islice(continue_ids(saved.model, ids, config), config.length):
+        ended = [over or token in stops for over, token in zip(ended, step, strict=True)]
+        if all(ended):
+            return
+        yield [None if over else token for over, token in zip(ended, step, strict=True)]
+
+
+def continue_ids(model: LanguageModel, prefixes: Sequence[list[int]], config: GenerateConfig) -> Iterator[list[int]]:
+    """Yield one id per prefix, for ever: each state is warmed up on its prefix, then each id is fed back.
+
+    Every row draws from a generator of its own, seeded alike, so that a row is what it would be alone.
+    """
     device = model.output.weight.device
-    state = model.initial_state(1)
-    now = torch.tensor([ids], device=device)
+    generators = [torch.Generator().manual_seed(config.seed) for _ in prefixes]
+    seen = [set(ids) for ids in prefixes]
+    with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
+        logits, state = _warm_up(model, prefixes)
     while True:
-        with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
-            logits, state = model(now, state)
-            token = _draw(logits[0, -1], temperature, generator)
-        yield token
-        now = torch.tensor([[token]], device=device)
+        with torch.inference_mode():
+            chosen = []
+            for row, generator, before in zip(logits, generators, seen, strict=True):
+                chosen.append(_choose(_penalized(row, before, config.repetition_penalty), config, generator))
+                before.add(chosen[-1])
+        yield chosen
+        with torch.inference_mode():
+            now, state = model(torch.tensor(chosen, device=device)[:, None], state)
+            logits = now[:, -1]
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature == 0:
+def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]]) -> tuple[Tensor, list[State]]:
+    """Return the logits after each prefix and the states, stacked: prefixes may differ in length."""
+    device = model.output.weight.device
+    rows = [model(torch.tensor([ids], device=device), model.initial_state(1)) for ids in prefixes]
+    logits = torch.cat([row[0][:, -1] for row in rows])
+    layers = zip(*(row[1] for row in rows), strict=True)
+    return logits, [tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in layers]
+
+
+def _penalized(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
+    """Make tokens that occurred less likely (Keskar et al. 2019, CTRL, section 4.1)."""
+    if penalty == 1 or not seen:
+        return logits
+    places = torch.tensor(sorted(seen), device=logits.device)
+    values = logits[places]
+    return logits.index_put((places,), torch.where(values > 0, values / penalty, values * penalty))
+
+
+def _choose(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> int:
+    if config.temperature == 0:
         return int(logits.argmax())
     # On the CPU in float64: the same seed draws the same text on every device.
-    weights = torch.softmax(logits.cpu().double() / temperature, dim=-1)
+    weights = probabilities(logits, config.temperature, config.top_k, config.top_p)
     return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Return softmax(logits / temperature) in float64, cut off after the likeliest and scaled to sum to 1.
+
+    Args:
+        logits: (vocabulary,).
+        temperature: above 0.
+        top_k: how many tokens stay possible; 0 = all.
+        top_p: the fewest likeliest tokens that together have this probability stay possible (nucleus sampling,
+            Holtzman et al. 2020); of what `top_k` left. 1 = all.
+    """
+    weights = torch.softmax(logits.cpu().double() / temperature, dim=-1)
+    if not top_k and top_p == 1:
+        return weights
+    ordered, order = weights.sort(descending=True, stable=True)
+    if top_k:
+        ordered[top_k:] = 0
+    if top_p < 1:
+        total = ordered / ordered.sum()
+        ordered[total.cumsum(0) - total >= top_p] = 0  # the one that reaches the sum stays
+    kept = torch.zeros_like(weights).scatter(0, order, ordered)
+    return kept / kept.sum()
+
+
+def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig) -> list[int]:
+    """Return the best continuation of one prefix.
+
+    Of all one-token extensions of `beam` continuations the likeliest `beam` are kept; what meets a stop token is
+    set aside. The best is that with the highest log P / length^α (d2l, chapter "Beam Search").
+    """
+    model, stops = saved.model, _stop_ids(saved, config)
+    device = model.output.weight.device
+    ended: list[tuple[float, list[int]]] = []
+    added: list[list[int]] = [[]]
+    with torch.inference_mode():
+        logits, state = _warm_up(model, [ids])
+        scores = torch.zeros(1, dtype=torch.float64)
+        for length in range(1, config.length + 1):
+            rows = [_penalized(row, {*ids, *new}, config.repetition_penalty) for row, new in zip(logits, added)]  # noqa: B905
+            every = scores[:, None] + torch.log_softmax(torch.stack(rows).cpu().double(), dim=-1)
+            size = every.shape[1]
+            best, places = every.flatten().sort(descending=True, stable=True)
+            kept: list[tuple[float, int, int]] = []
+            for score, place in zip(best.tolist(), places.tolist(), strict=True):
+                beam, token = divmod(place, size)
+                if token in stops:
+                    ended.append((score / length**config.length_penalty, added[beam]))
+                else:
+                    kept.append((score, beam, token))
+                if len(kept) == config.beam:
+                    break
+            added = [[*added[beam], token] for _, beam, token in kept]
+            scores = torch.tensor([score for score, _, _ in kept], dtype=torch.float64)
+            if not kept or length == config.length:
+                break
+            beams = torch.tensor([beam for _, beam, _ in kept], device=device)
+            state = [tuple(part[beams] for part in layer) for layer in state]
+            now, state = model(torch.tensor([[token] for _, _, token in kept], device=device), state)
+            logits = now[:, -1]
+    ended += [(score / config.length**config.length_penalty, new) for score, new in zip(scores.tolist(), added)]  # noqa: B905
+    return max(ended, key=lambda entry: entry[0] if math.isfinite(entry[0]) else -math.inf)[1]
 
 
 def opening(saved: SavedModel, corpus: Path, split: str) -> str:
     """Return the first tokens of a split as text."""
-    return tokenizer(saved.level).join.join(_opening_tokens(saved, corpus, split))
+    return saved.tokenizer.text(_opening_tokens(saved, corpus, split))
 
 
 def _opening_tokens(saved: SavedModel, corpus: Path, split: str) -> list[str]:

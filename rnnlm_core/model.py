@@ -4,10 +4,10 @@ Also its file form, safetensors beside JSON: no pickle, loads on any device. The
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from rnnlm_core.cells import STEPS, State
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
+from rnnlm_core.levels import Tokenizer, read_tokenizer
+from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 ABOUT = "model.json"
 _LAYERS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
@@ -35,18 +37,55 @@ class LanguageModel(nn.Module):
     Args:
         cell: `rnn`, `gru` or `lstm`.
         vocabulary_size: number of ids.
-        config: sizes and dropout.
+        config: implementation, sizes, dropout and first weights.
     """
 
     def __init__(self, cell: str, vocabulary_size: int, config: ModelConfig) -> None:
         super().__init__()
-        self.cell, self.config = cell, config
+        self.cell, self.config = cell, config.for_cell(cell)
         width = config.embedding_size or vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, width) if config.embedding_size else None
         sizes = [width] + [config.hidden_size] * (config.num_layers - 1)
-        self.layers = nn.ModuleList(_LAYERS[cell](size, config.hidden_size) for size in sizes)
+        self.layers = nn.ModuleList(self._layer(size) for size in sizes)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden_size, vocabulary_size)
+        if config.tie_weights and self.embedding is not None:
+            # The first weights are the output's: those of an embedding, N(0, 1), would make far too large logits.
+            self.embedding.weight = self.output.weight
+        self._initialize()
+
+    def _layer(self, input_size: int) -> nn.Module:
+        if self.config.implementation == "scratch":
+            return ScratchLayer(self.cell, input_size, self.config.hidden_size, self.config.reset_gate)
+        return _LAYERS[self.cell](input_size, self.config.hidden_size)
+
+    def _initialize(self) -> None:
+        """Draw the first weights anew, unless they are those that the layers of `torch.nn` draw themselves."""
+        config = self.config
+        init = config.init
+        if init == "auto":
+            init = "book" if config.implementation == "scratch" else "torch"
+        for name, parameter in self.named_parameters():
+            if init == "uniform":
+                nn.init.uniform_(parameter, -config.init_range, config.init_range)
+            elif init == "book" and parameter.dim() > 1:
+                nn.init.normal_(parameter, 0.0, 0.01)
+            elif init == "book":
+                assert parameter.dim() == 1, name
+                nn.init.zeros_(parameter)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return every trained tensor once, by name: tied weights stand under the embedding's name alone."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name != "output.weight" or not self.config.tie_weights
+        }
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take what `weights` returned; raises RuntimeError if it does not fit."""
+        tied = {"output.weight": weights["embedding.weight"]} if self.config.tie_weights else {}
+        self.load_state_dict({**weights, **tied})
 
     def initial_state(self, batch_size: int) -> list[State]:
         """Return the zero state of every layer."""
@@ -64,19 +103,25 @@ class LanguageModel(nn.Module):
             logits of shape (batch, steps, vocabulary), and one state per layer.
         """
         steps = ids.t().int()
-        outputs: Tensor = steps
+        outputs = steps if self.embedding is None else self.dropout(self.embedding(steps))
         after = []
         for i, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
-            if i == 0 and self.embedding is None:
-                outputs, last = self._one_hot_layer(layer, steps, before)
-            else:
-                inputs = self.embedding(steps) if i == 0 and self.embedding is not None else outputs
-                outputs, last = _dense_layer(layer, self.dropout(inputs), before)
+            if i:
+                outputs = self.dropout(outputs)
+            outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
         logits: Tensor = self.output(self.dropout(outputs))
         return logits.transpose(0, 1), after
 
-    def _one_hot_layer(self, layer: Any, steps: Tensor, before: State) -> tuple[Tensor, State]:
+    def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+        if isinstance(layer, ScratchLayer):
+            result: tuple[Tensor, State] = layer(inputs, before)
+            return result
+        return (
+            _dense_layer(layer, inputs, before) if inputs.is_floating_point() else self._one_hot(layer, inputs, before)
+        )
+
+    def _one_hot(self, layer: Any, steps: Tensor, before: State) -> tuple[Tensor, State]:
         """Run a layer of `torch.nn` on one-hot inputs: their product with the weights is a row look-up, exactly."""
         gates = F.embedding(steps, layer.weight_ih_l0.t()) + layer.bias_ih_l0
         W: Tensor = layer.weight_hh_l0.t()
@@ -93,6 +138,28 @@ def _dense_layer(layer: nn.Module, inputs: Tensor, before: State) -> tuple[Tenso
     outputs, last = layer(inputs, first if len(first) > 1 else first[0])
     last = last if isinstance(last, tuple) else (last,)
     return outputs, tuple(part.squeeze(0) for part in last)
+
+
+def convert(model: LanguageModel, implementation: Literal["scratch", "concise"]) -> LanguageModel:
+    """Return a model of the other implementation that computes the same.
+
+    Raises ValueError for a GRU whose reset gate works before the product: `torch.nn` has none.
+    """
+    placed: Literal["auto", "after"] = "after" if model.cell == "gru" else "auto"
+    config = replace(model.config, implementation=implementation, reset_gate=placed)
+    other = LanguageModel(model.cell, model.output.out_features, config).to(model.output.weight)
+    shared = {name: tensor for name, tensor in model.weights().items() if not name.startswith("layers.")}
+    for i, layer in enumerate(model.layers):
+        if model.config.implementation == implementation:
+            weights = {name: tensor.detach() for name, tensor in layer.named_parameters()}
+        elif isinstance(layer, ScratchLayer):
+            weights = to_concise(layer)
+        else:
+            weights = from_concise(model.cell, layer)
+        shared |= {f"layers.{i}.{name}": tensor for name, tensor in weights.items()}
+    other.set_weights(shared)
+    other.train(model.training)
+    return other
 
 
 def detach(state: Sequence[State]) -> list[State]:
@@ -123,7 +190,7 @@ class SavedModel:
 
     model: LanguageModel
     vocabulary: Vocabulary
-    level: str
+    tokenizer: Tokenizer
     normalizer: str
     about: dict[str, Any]
 
@@ -132,21 +199,22 @@ def save_model(
     folder: Path,
     model: LanguageModel,
     vocabulary: Vocabulary,
-    level: str,
+    tokenizer: Tokenizer,
     normalizer: str,
     about: dict[str, Any],
 ) -> None:
     """Write a model into a folder: weights, vocabulary and a description. Equal models give equal bytes."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights().items()}
     save_file(weights, folder / WEIGHTS)
     (folder / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+    tokenizer.write_files(folder)
     content = {
         "format": FORMAT,
         "cell": model.cell,
         "model": asdict(model.config),
-        "level": level,
+        "tokenizer": tokenizer.about,
         "normalizer": normalizer,
         "about": about,
     }
@@ -165,13 +233,16 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise IntegrityError(f"model format {content['format']} is newer than {FORMAT}", folder, "upgrade rnnlm")
+        if content["format"] < FORMAT:
+            content["tokenizer"] = {"level": content["level"], "eos": "none"}
         vocabulary = Vocabulary.load(folder)
+        cut = read_tokenizer(content["tokenizer"], folder)
         model = LanguageModel(content["cell"], len(vocabulary), ModelConfig(**content["model"]))
         target = pick_device(device)
-        model.load_state_dict(load_file(folder / WEIGHTS, device=str(target)))
+        model.set_weights(load_file(folder / WEIGHTS, device=str(target)))
         model.to(target).eval()
     except RnnlmError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
-    return SavedModel(model, vocabulary, content["level"], content["normalizer"], content["about"])
+    return SavedModel(model, vocabulary, cut, content["normalizer"], content["about"])

@@ -11,6 +11,7 @@ from rnnlm_core.config import (
     GenerateConfig,
     ModelConfig,
     RunConfig,
+    TokenizerConfig,
     TrainConfig,
     override,
 )
@@ -22,7 +23,9 @@ def quickstart() -> RunConfig:
     return RunConfig(
         corpus=CorpusConfig(name="python-docs"),
         model=ModelConfig(hidden_size=160, embedding_size=64, dropout=0.1),
-        train=TrainConfig(epochs=4, batch_size=32, num_steps=64, learning_rate=4e-3, schedule="cosine"),
+        train=TrainConfig(
+            epochs=4, batch_size=32, num_steps=64, learning_rate=4e-3, weight_decay=0.01, schedule="cosine"
+        ),
         generate=GenerateConfig(prefixes=("The ",), length=200, temperature=0.5),
     )
 
@@ -32,7 +35,7 @@ def smoke() -> RunConfig:
     return RunConfig(
         corpus=CorpusConfig(name="python-docs", max_tokens=30_000, split="98/1/1"),
         model=ModelConfig(hidden_size=64, embedding_size=32),
-        train=TrainConfig(epochs=2, batch_size=16, num_steps=32, learning_rate=1e-2),
+        train=TrainConfig(epochs=2, batch_size=16, num_steps=32, learning_rate=1e-2, weight_decay=0.01),
         generate=GenerateConfig(prefixes=("The ",), length=40, temperature=0.5),
     )
 
@@ -42,8 +45,21 @@ def time_machine() -> RunConfig:
     return RunConfig(
         corpus=CorpusConfig(name="time-machine", normalizer="letters"),
         model=ModelConfig(hidden_size=256, embedding_size=64, dropout=0.3),
-        train=TrainConfig(epochs=15, batch_size=32, num_steps=64, learning_rate=4e-3, schedule="cosine"),
+        train=TrainConfig(
+            epochs=15, batch_size=32, num_steps=64, learning_rate=4e-3, weight_decay=0.01, schedule="cosine"
+        ),
         generate=GenerateConfig(prefixes=("time traveller", "traveller"), length=100, temperature=0.5),
+    )
+
+
+def time_machine_words() -> RunConfig:
+    """The whole novel as words: honest splits, samples joined by spaces, the OOV rate beside the perplexity."""
+    return RunConfig(
+        corpus=CorpusConfig(name="time-machine", normalizer="letters"),
+        tokenizer=TokenizerConfig(level="word", min_freq=2),
+        model=ModelConfig(hidden_size=256, embedding_size=256, dropout=0.6, tie_weights=True),
+        train=TrainConfig(epochs=20, num_steps=10, learning_rate=3e-3, weight_decay=0.01, schedule="cosine"),
+        generate=GenerateConfig(prefixes=("the time traveller", "i looked"), length=30, temperature=0.8),
     )
 
 
@@ -58,11 +74,54 @@ def d2l_time_machine() -> RunConfig:
     )
 
 
+def lyrics() -> RunConfig:
+    """Chinese song lyrics, the first 10,000 characters, as in the book's first edition: training perplexity."""
+    return RunConfig(
+        corpus=CorpusConfig(name="lyrics", normalizer="chinese", max_chars=10_000, split="100/0/0"),
+        model=ModelConfig(hidden_size=256),
+        train=TrainConfig(epochs=160, optimizer="adam", learning_rate=1e-2, clip_norm=1e-2),
+        evaluate=EvaluateConfig(split="train"),
+        generate=GenerateConfig(prefixes=("分开", "不分开"), length=50),
+    )
+
+
+def shakespeare() -> RunConfig:
+    """tinyshakespeare, characters, the 90/10 split of nanoGPT: validation nats and bits per character."""
+    return RunConfig(
+        corpus=CorpusConfig(name="shakespeare", split="90/10/0"),
+        model=ModelConfig(hidden_size=512, embedding_size=64, dropout=0.3),
+        train=TrainConfig(
+            epochs=10, num_steps=100, learning_rate=3e-3, weight_decay=0.01, schedule="cosine", warmup_steps=100
+        ),
+        evaluate=EvaluateConfig(split="valid"),
+        generate=GenerateConfig(prefixes=("ROMEO:",), length=300, temperature=0.8, seed=1),
+    )
+
+
+def ptb_zaremba_small() -> RunConfig:
+    """Penn Treebank words, the small LSTM of Zaremba et al. (2014): published test perplexity 114.5 to 115.9."""
+    return RunConfig(
+        cells=("lstm",),
+        corpus=CorpusConfig(name="ptb", split="given"),
+        tokenizer=TokenizerConfig(level="word", eos="line"),
+        model=ModelConfig(hidden_size=200, num_layers=2, embedding_size=200, init="uniform", init_range=0.1),
+        train=TrainConfig(
+            epochs=13, batch_size=20, num_steps=20, optimizer="sgd", learning_rate=1.0,
+            schedule="step", decay=2.0, decay_after=4, clip_norm=5.0,
+        ),
+        generate=GenerateConfig(prefixes=("the company said",), length=40, temperature=0.7),
+    )  # fmt: skip
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "quickstart": quickstart,
     "smoke": smoke,
     "time-machine": time_machine,
+    "time-machine-words": time_machine_words,
+    "shakespeare": shakespeare,
     "d2l-time-machine": d2l_time_machine,
+    "lyrics": lyrics,
+    "ptb-zaremba-small": ptb_zaremba_small,
 }
 
 
@@ -98,9 +157,13 @@ def _on(config: RunConfig, corpus: str) -> RunConfig:
         split=entry.split if entry else "90/5/5",
     )
     measured = next(name for name in ("test", "valid", "train") if convention.has_split(name))
+    # Figures on a corpus that ends its lines in <eos> are word figures; elsewhere the preset says what a token is.
+    lines = entry is not None and entry.eos == "line"
+    cut = replace(config.tokenizer, eos="line", level="word") if lines else replace(config.tokenizer, eos="none")
     return replace(
         config,
         corpus=convention,
+        tokenizer=cut,
         evaluate=replace(config.evaluate, split=measured),  # type: ignore[arg-type]
         generate=replace(config.generate, prefixes=entry.prefixes if entry else ()),
     )

@@ -1,45 +1,26 @@
-"""Text to tokens: characters or words, written as parquet in bounded memory.
+"""Text to tokens, written as parquet in bounded memory.
 
 The `tokens` artifact has one parquet file per input file (`whole`, or `train`, `valid`, `test`) with one column
 `token`, dictionary-encoded, and `tokens.json` with the facts that go with it. It knows nothing of ids.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rnnlm_core.errors import DataError, unknown_name
+from rnnlm_core.config import SPLITS
+from rnnlm_core.errors import DataError
+from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer, read_tokenizer, tokenizer
 from rnnlm_core.normalize import Normalizer, normalizer, read_blocks
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 
 ROW_GROUP = 1 << 20
 """Tokens per row group: the most that is ever held in memory."""
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """What a token is. `join` stands between tokens when they become text again."""
-
-    level: str
-    split: Callable[[str], list[str]]
-    join: str
-
-
-TOKENIZERS = {
-    "char": Tokenizer("char", list, ""),
-    "word": Tokenizer("word", str.split, " "),
-}
-
-
-def tokenizer(level: str) -> Tokenizer:
-    """Return the tokenizer of a level; an unknown level is an error that lists the known ones."""
-    if level not in TOKENIZERS:
-        raise unknown_name("tokenizer level", level, list(TOKENIZERS))
-    return TOKENIZERS[level]
 
 
 @dataclass(frozen=True)
@@ -50,22 +31,41 @@ class Tokens:
     num_tokens: dict[str, int]
 
 
-def tokenize(text: Handle, normalizer_name: str, level: str, store: Store) -> Tokens:
+def tokenize(
+    text: Handle,
+    normalizer_name: str,
+    level: str,
+    store: Store,
+    *,
+    eos: str = "none",
+    max_chars: int = 0,
+    bpe_size: int = 0,
+    shares: tuple[int, int, int] | None = None,
+) -> Tokens:
     """Normalise a text and cut it into tokens.
+
+    `max_chars` (0 = all) keeps the first so many characters of the normalised text. Level `bpe` learns up to
+    `bpe_size` tokens from the training text alone: a text in one file is first divided by `shares`, in characters.
 
     Raises `DataError` when nothing is left (and says which normaliser would keep the text), and for bytes that
     are not UTF-8.
     """
     source = store.open(text)
+    rule = normalizer(normalizer_name)
     with store.draft("tokens") as draft:
-        counts = {}
-        for path in sorted(source.glob("*.txt")):
-            rule = normalizer(normalizer_name)
-            counts[path.stem] = _write_tokens(path, draft.folder / f"{path.stem}.parquet", rule, level)
+        parts = {path.stem: Part(path, rule, max_chars=max_chars) for path in sorted(source.glob("*.txt"))}
+        if level == "bpe":
+            if "whole" in parts:
+                parts = _divide(parts["whole"], shares)
+            cut: Tokenizer = BpeTokenizer.learn(parts["train"].blocks(join_lines=True), bpe_size)
+        else:
+            cut = tokenizer(level, eos)
+        counts = {name: _write_tokens(part, cut, draft.folder / f"{name}.parquet") for name, part in parts.items()}
         if not any(counts.values()):
             raise nothing_left(source.name, normalizer_name)
-        facts = {"level": level, "normalizer": normalizer_name, "num_tokens": counts}
+        facts = {**cut.about, "normalizer": normalizer_name, "max_chars": max_chars, "num_tokens": counts}
         (draft.folder / "tokens.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+        cut.write_files(draft.folder)
         return Tokens(draft.publish(), counts)
 
 
@@ -78,15 +78,67 @@ def nothing_left(where: object, normalizer_name: str) -> DataError:
 
 
 def token_facts(folder: Path) -> dict[str, Any]:
-    """Return the facts of a `tokens` artifact: `level`, `normalizer`, `num_tokens`."""
+    """Return the facts of a `tokens` artifact: `level`, `eos`, `normalizer`, `max_chars`, `num_tokens`."""
     facts: dict[str, Any] = json.loads((folder / "tokens.json").read_text())
     return facts
 
 
-def normalized_blocks(path: Path, rule: Normalizer, level: str) -> Iterator[str]:
-    """Yield the normalised text of a file as its tokenizer shall see it."""
-    for block in rule.blocks(read_blocks(path)):
-        yield block.replace("\n", "") if rule.joins_lines and level == "char" else block
+def token_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer that made a `tokens` artifact."""
+    return read_tokenizer(token_facts(folder), folder)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The normalised text of a file, or the characters [start, start + max_chars) of it (0 = to the end)."""
+
+    path: Path
+    rule: Normalizer
+    start: int = 0
+    max_chars: int = 0
+
+    def blocks(self, join_lines: bool) -> Iterator[str]:
+        """Yield the text in blocks; `join_lines` lets the lines follow each other directly if the rule says so."""
+        blocks: Iterable[str] = self.rule.blocks(read_blocks(self.path))
+        if self.rule.joins_lines and join_lines:
+            blocks = (block.replace("\n", "") for block in blocks)
+        if not self.start and not self.max_chars:
+            yield from blocks
+            return
+        skip, left = self.start, self.max_chars
+        for block in blocks:
+            piece = block[skip:]
+            skip -= min(skip, len(block))
+            if self.max_chars:
+                piece = piece[:left]
+                left -= len(piece)
+            if piece:
+                yield piece
+            if self.max_chars and not left:
+                return
+
+    def tokenizable(self, cut: Tokenizer) -> Iterator[str]:
+        """Yield the blocks as their tokenizer shall see them."""
+        last = "\n"
+        for block in self.blocks(join_lines=not isinstance(cut, WordTokenizer)):
+            if block:
+                last = block
+                yield block
+        if isinstance(cut, WordTokenizer) and cut.eos and not last.endswith("\n"):
+            yield "\n"  # a last line without line end is a line
+
+
+def _divide(whole: Part, shares: tuple[int, int, int] | None) -> dict[str, Part]:
+    """Cut a text into contiguous parts by characters."""
+    length = sum(len(block) for block in whole.blocks(join_lines=True))
+    parts, start = {}, 0
+    for name, size in split_lengths(length, shares).items():
+        if shares and shares[SPLITS.index(name)] and size:
+            parts[name] = Part(whole.path, whole.rule, start, size)
+        start += size
+    if "train" not in parts:
+        raise nothing_left(whole.path.name, whole.rule.name)
+    return parts
 
 
 def token_batches(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
@@ -102,49 +154,30 @@ def token_batches(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
                 yield chunk.indices.to_numpy(zero_copy_only=False), chunk.dictionary.to_pylist()
 
 
-def _write_tokens(path: Path, target: Path, rule: Normalizer, level: str) -> int:
+def _write_tokens(part: Part, cut: Tokenizer, target: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("token", pa.dictionary(pa.int32(), pa.string()))])
-    encode = {"char": _encode_characters, "word": _encode_words}[tokenizer(level).level]
     total = 0
     with pq.ParquetWriter(target, schema, compression="zstd", use_dictionary=True, write_page_checksum=True) as writer:
-        for piece in _row_groups(normalized_blocks(path, rule, level), level):
-            column = encode(piece)
+        for piece in _row_groups(part.tokenizable(cut), cut):
+            column = cut.encode(piece)
             total += len(column)
             writer.write_table(pa.table([column], schema=schema), row_group_size=max(len(column), 1))
     return total
 
 
-def _row_groups(blocks: Iterator[str], level: str) -> Iterator[str]:
-    """Regroup blocks so that each holds at most a row group of characters (words are fewer than characters)."""
+def _row_groups(blocks: Iterator[str], cut: Tokenizer) -> Iterator[str]:
+    """Regroup blocks so that each holds at most a row group of tokens, where a token may be a single character.
+
+    Words and merged bytes are fewer than characters, and must not be cut.
+    """
+    size = {"char": ROW_GROUP, "byte": ROW_GROUP // 4}.get(cut.level)
     for block in blocks:
-        if level != "char" or len(block) <= ROW_GROUP:
+        if size is None or len(block) <= size:
             if block:
                 yield block
             continue
-        for start in range(0, len(block), ROW_GROUP):
-            yield block[start : start + ROW_GROUP]
-
-
-def _encode_characters(text: str) -> Any:
-    """Return the characters as a dictionary array in order of first appearance (a table look-up, no Python loop)."""
-    import pyarrow as pa
-
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    kinds = np.flatnonzero(np.bincount(points))
-    table = np.zeros(int(kinds[-1]) + 1, dtype=np.int64)
-    table[points[::-1]] = np.arange(len(points) - 1, -1, -1)  # the last write wins: the first place of each
-    kinds = kinds[np.argsort(table[kinds])]
-    table[kinds] = np.arange(len(kinds))
-    dictionary = pa.array([chr(point) for point in kinds], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(table[points], pa.int32()), dictionary)
-
-
-def _encode_words(text: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    words = pc.utf8_split_whitespace(pa.array([text], pa.string())).flatten()
-    return pc.dictionary_encode(words.filter(pc.not_equal(words, "")))
+        for start in range(0, len(block), size):
+            yield block[start : start + size]

@@ -7,7 +7,7 @@ the lowest validation perplexity is kept (without validation split, the last). P
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, read_ids, too_short
@@ -125,7 +126,12 @@ def train(
             fitted.model,
             words,
             *corpus_conventions(folder),
-            {"corpus": corpus.sha256, "best_epoch": fitted.best_epoch, "train": _settings(config)},
+            {
+                "corpus": corpus.sha256,
+                "vocabulary": vocabulary.sha256,
+                "best_epoch": fitted.best_epoch,
+                "train": _settings(config),
+            },
         )
         handle = draft.publish()
     checkpoints.clear()
@@ -178,7 +184,7 @@ def fit(
                 for epoch in training.history:
                     progress(epoch)
         saved_at = time.monotonic()
-        while len(training.history) < config.epochs:
+        while len(training.history) < config.epochs and not training.out_of_patience():
             progress(training.run_epoch(should_stop))
             if checkpoints is not None and time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
                 checkpoints.save(training.snapshot())
@@ -209,37 +215,52 @@ class _Training:
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
 
+    def out_of_patience(self) -> bool:
+        """Whether the validation loss has not been lowered for as many epochs as `patience` allows."""
+        patience = self.config.patience
+        return bool(patience) and len(self.history) - self.best_epoch >= patience
+
     def run_epoch(self, should_stop: Callable[[], bool]) -> Epoch:
         """Train one epoch, measure it, and remember the weights if they are the best so far."""
         started = time.perf_counter()
+        config = self.config
+        partition = {"sequential": sequential_batches, "random": random_batches}[config.partition]
+        batches = list(partition(self.train_ids, config.batch_size, config.num_steps, self.generator))
         losses, norms, num_tokens = [], [], 0
+        state = self.model.initial_state(config.batch_size)
         self.model.train()
-        for rate, x, y, state in self._steps():
+        for i, (x, y) in enumerate(batches):
             if should_stop():
                 raise Stopped(
                     "training stopped",
                     f"in epoch {len(self.history) + 1}",
                     "run the same command again to go on",
                 )
-            loss, norm = self._update(x, y, state, rate)
+            if config.partition == "random":
+                state = self.model.initial_state(config.batch_size)
+            # Minibatches of one update: `accumulate`, or what is left at the end of the epoch.
+            together = min(config.accumulate, len(batches) - i // config.accumulate * config.accumulate)
+            loss, state = self._add_gradients(x, y, detach(state), together)
             losses.append(loss)
-            norms.append(norm)
             num_tokens += x.numel()
-        mean_losses, mean_norms = torch.stack(losses).double(), torch.stack(norms).double()
-        self._check_finite(mean_losses, mean_norms)
+            if (i + 1) % config.accumulate == 0 or i + 1 == len(batches):
+                updates = math.ceil(len(batches) / config.accumulate)
+                norms.append(self._update(i // config.accumulate, updates))
+        all_losses, all_norms = torch.stack(losses).double().cpu(), torch.stack(norms).double().cpu()
+        self._check_finite(all_losses, all_norms)
         trained = time.perf_counter() - started
         valid_loss = None
         if self.valid_ids is not None:
             valid_loss = stream_loss(self.model, self.valid_ids) / (len(self.valid_ids) - 1)
             if not math.isfinite(valid_loss):  # the last update left weights that predict nothing
-                raise self._diverged(len(losses), f"validation loss {valid_loss}, gradient norm {float(norms[-1])}")
+                raise self._diverged(len(norms), f"validation loss {valid_loss}, gradient norm {float(all_norms[-1])}")
         epoch = Epoch(
             number=len(self.history) + 1,
-            epochs=self.config.epochs,
-            train_loss=float(mean_losses.mean()),
+            epochs=config.epochs,
+            train_loss=float(all_losses.mean()),
             valid_loss=valid_loss,
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            gradient_norm=float(mean_norms.mean()),
+            gradient_norm=float(all_norms.mean()),
             tokens_per_second=num_tokens / trained,
             seconds=time.perf_counter() - started,
         )
@@ -247,40 +268,32 @@ class _Training:
         best = self.history[self.best_epoch - 1].valid_loss if self.best_epoch else None
         if valid_loss is None or best is None or valid_loss < best:
             self.best_epoch = epoch.number
-            self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            self.best_weights = {name: t.detach().clone() for name, t in self.model.weights().items()}
         return epoch
 
-    def _steps(self) -> Iterator[tuple[float, Tensor, Tensor, list[Any]]]:
-        """Yield (learning rate, x, y, holder of the state) of each update of an epoch."""
-        config = self.config
-        partition = {"sequential": sequential_batches, "random": random_batches}[config.partition]
-        batches = list(partition(self.train_ids, config.batch_size, config.num_steps, self.generator))
-        holder: list[Any] = [None]
-        for i, (x, y) in enumerate(batches):
-            if config.partition == "random" or holder[0] is None:
-                holder[0] = self.model.initial_state(config.batch_size)
-            done = (len(self.history) + i / len(batches)) / config.epochs
-            yield learning_rate(config, done), x, y, holder
+    def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
+        """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
+        logits, after = self.model(x, state)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
+        (loss if together == 1 else loss / together).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), after
 
-    def _update(self, x: Tensor, y: Tensor, holder: list[Any], rate: float) -> tuple[Tensor, Tensor]:
-        """Do one update; return the loss and the gradient norm before clipping, left on the device."""
+    def _update(self, update: int, updates: int) -> Tensor:
+        """Do update number `update` of `updates` in this epoch; return the gradient norm before clipping."""
+        rate = learning_rate(self.config, self.history, update, updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logits, after = self.model(x, detach(holder[0]))
-        holder[0] = after
-        loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         limit = self.config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
-        return loss.detach(), norm.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
 
     def _check_finite(self, losses: Tensor, norms: Tensor) -> None:
-        bad = ~(torch.isfinite(losses) & torch.isfinite(norms))
-        if bad.any():
-            step = int(bad.nonzero()[0, 0])
-            raise self._diverged(step + 1, f"loss {float(losses[step])}, gradient norm {float(norms[step])}")
+        of_update = torch.split(losses, self.config.accumulate)
+        for step, (loss, norm) in enumerate(zip(of_update, norms, strict=True), start=1):
+            if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
+                raise self._diverged(step, f"loss {float(loss.mean())}, gradient norm {float(norm)}")
 
     def _diverged(self, step: int, value: str) -> IntegrityError:
         return IntegrityError(
@@ -291,7 +304,7 @@ class _Training:
 
     def snapshot(self) -> Snapshot:
         """Return everything needed to go on, as tensors and plain facts."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.model.weights().items()}
         tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if v is not None}
@@ -308,7 +321,7 @@ class _Training:
         for name, tensor in snapshot.tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor
-        self.model.load_state_dict(groups["model"])
+        self.model.set_weights(groups["model"])
         self.best_weights = {k: v.to(self.device) for k, v in groups["best"].items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
@@ -324,7 +337,7 @@ class _Training:
 
     def result(self) -> Fitted:
         """Return the model with its best weights."""
-        self.model.load_state_dict(self.best_weights)
+        self.model.set_weights(self.best_weights)
         self.model.eval()
         return Fitted(self.model, self.best_epoch, tuple(self.history), self.device)
 
@@ -334,11 +347,29 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "device"}
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
-    """Return the learning rate when the share `done` (0..1) of all updates is behind."""
+def learning_rate(config: TrainConfig, history: Sequence[Epoch], update: int, updates: int) -> float:
+    """Return the learning rate of update `update` (from 0) of `updates` in the epoch that follows `history`."""
+    done = len(history) * updates + update
+    rate = config.learning_rate
     if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return config.learning_rate
+        rest = config.epochs * updates - config.warmup_steps
+        rate *= 0.5 * (1 + math.cos(math.pi * max(done - config.warmup_steps, 0) / max(rest, 1)))
+    elif config.schedule == "step":
+        rate /= config.decay ** max(len(history) + 1 - config.decay_after, 0)
+    elif config.schedule == "plateau":
+        rate /= config.decay ** _epochs_in_vain(history)
+    return rate * (done + 1) / config.warmup_steps if done < config.warmup_steps else rate
+
+
+def _epochs_in_vain(history: Sequence[Epoch]) -> int:
+    """Return how many epochs did not lower the validation loss."""
+    losses = [epoch.valid_loss for epoch in history if epoch.valid_loss is not None]
+    lowest = math.inf
+    in_vain = 0
+    for loss in losses:
+        in_vain += loss >= lowest
+        lowest = min(lowest, loss)
+    return in_vain
 
 
 def device_name(device: torch.device) -> str:
@@ -347,6 +378,8 @@ def device_name(device: torch.device) -> str:
 
 
 def _optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    optimizer: torch.optim.Optimizer = kind(model.parameters(), lr=config.learning_rate)
-    return optimizer
+    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=rate, weight_decay=decay)

@@ -13,8 +13,9 @@ from typing import overload
 import numpy as np
 
 from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import Tokens, token_batches, token_facts
+from rnnlm_core.tokenize import Tokens, token_batches, token_facts, token_tokenizer
 
 UNKNOWN = "<unk>"
 FILE = "vocabulary.json"
@@ -116,6 +117,8 @@ def build_vocabulary(
 ) -> BuiltVocabulary:
     """Count the training split of a `tokens` artifact and give each token its id.
 
+    Tokenizers with an alphabet (`byte`, `bpe`) have a complete vocabulary.
+
     Raises `DataError` when `min_freq` leaves nothing but `<unk>`.
     """
     folder = store.open(tokens.handle)
@@ -123,7 +126,11 @@ def build_vocabulary(
     name = "whole" if "whole" in facts["num_tokens"] else "train"
     length = split_lengths(facts["num_tokens"]["whole"], shares)["train"] if name == "whole" else None
     counts = count_tokens(folder / f"{name}.parquet", length)
-    vocabulary = Vocabulary(counts, min_freq, reserved_tokens)
+    alphabet = token_tokenizer(folder).alphabet
+    if alphabet:
+        # Bytes and byte pairs are known beforehand: those that the training split lacks come last.
+        counts |= {token: 0 for token in alphabet if token not in counts}
+    vocabulary = Vocabulary(counts, 0 if alphabet else min_freq, reserved_tokens)
     if not any(vocabulary.counts[1:]):
         raise DataError(
             f"`tokenizer.min_freq` leaves no token, the most frequent occurs {max(counts.values(), default=0)} times",
@@ -149,16 +156,3 @@ def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:
             if left == 0:
                 break
     return counts
-
-
-def split_lengths(num_tokens: int, shares: tuple[int, int, int] | None) -> dict[str, int]:
-    """Return how many tokens each contiguous split gets; rounding goes to the last split that has a share."""
-    assert shares is not None, "a corpus in one file is divided by shares"
-    train, valid, test = shares
-    total = train + valid + test
-    first = num_tokens * train // total
-    second = num_tokens * (train + valid) // total - first
-    if not test:
-        second = num_tokens - first if valid else 0
-        first = num_tokens - second
-    return {"train": first, "valid": second, "test": num_tokens - first - second}

@@ -8,6 +8,17 @@ from tasks.caching import stage
 
 
 @stage("rnnlm_core.tokenize", Tokens)
-def tokenize(text: Text, normalizer: str, level: str) -> Tokens:
-    """Return the tokens of a text."""
-    return core.tokenize(text.handle, normalizer, level, workspace.store())
+def tokenize(
+    text: Text,
+    normalizer: str,
+    max_chars: int,
+    level: str,
+    eos: str,
+    bpe_size: int,
+    shares: tuple[int, int, int] | None,
+) -> Tokens:
+    """Return the tokens of a text; `bpe_size` and `shares` matter to level `bpe` alone."""
+    return core.tokenize(
+        text.handle, normalizer, level, workspace.store(),
+        eos=eos, max_chars=max_chars, bpe_size=bpe_size, shares=shares,
+    )  # fmt: skip
