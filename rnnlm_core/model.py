@@ -110,8 +110,8 @@ class LanguageModel(nn.Module):
                 outputs = self.dropout(outputs)
             outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
-        logits: Tensor = self.output(self.dropout(outputs))
-        return logits.transpose(0, 1), after
+        logits: Tensor = self.output(self.dropout(outputs).transpose(0, 1))
+        return logits, after
 
     def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
         if isinstance(layer, ScratchLayer):

@@ -25,6 +25,8 @@ from rnnlm_core.store import Handle, Store
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
+# The GNU C library would hand the large tensors of every step back to the system, and fetch them, zeroed, again.
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _environment(job: Job) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)} if job.threads else {}
-    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**MEMORY, **os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _listen(
