@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run test test-all check ui
+.PHONY: install run test test-all check results ui
 
 install: $(STAMP)
 
@@ -26,6 +26,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+results: $(STAMP)  ## docs/results.md, from the tracked runs
+	$(BIN)/rnnlm results --output docs/results.md
 
 ui: $(STAMP)  ## both user interfaces on loopback, until Ctrl-C
 	@echo "MLflow:  http://127.0.0.1:5000"; echo "Prefect: http://127.0.0.1:4200"; \

@@ -32,6 +32,10 @@ app = typer.Typer(
 )
 
 
+corpora_app = typer.Typer()
+app.add_typer(corpora_app, name="corpora")
+
+
 @app.callback()
 def _every_command(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -89,13 +93,24 @@ def smoke() -> None:
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
-    prefix: Annotated[str, typer.Option(help="Text to continue.")],
+    prefix: Annotated[list[str], typer.Option(help="Text to continue; several are continued as one batch.")],
     length: Annotated[int, typer.Option(help="Tokens to add (1 to 10000).")] = 200,
     temperature: Annotated[float, typer.Option(help="0 = greedy; above, the text gets freer (up to 5).")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among the so many likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens of this probability together; 1 = all.")
+    ] = 1.0,
+    beam: Annotated[int, typer.Option(help="Beam search with so many continuations (at temperature 0).")] = 1,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Beam search ranks by log P / length^this.", show_default="0.75")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens that occurred are less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Token that ends the text; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws the same text again (with temperature above 0).")] = None,
     unknown: Annotated[
-        str, typer.Option(help="Prefix characters or words outside the vocabulary: `map` to <unk>, or `error`.")
+        str, typer.Option(help="Prefix tokens outside the vocabulary: `map` to <unk>, or `error`.")
     ] = "error",
+    stream: Annotated[bool, typer.Option("--stream", help="Print each token as soon as it is there.")] = False,
 ) -> None:
     """Print the prefix and its continuation."""
     from rnnlm_core.config import GenerateConfig, RunConfig, override
@@ -103,18 +118,38 @@ def generate(
     settings: dict[str, Any] = {
         "generate.length": length,
         "generate.temperature": temperature,
+        "generate.top_k": top_k,
+        "generate.top_p": top_p,
+        "generate.beam": beam,
+        "generate.repetition_penalty": repetition_penalty,
+        "generate.stop": stop or [],
         "generate.unknown": unknown,
     }
-    if seed is not None:
-        settings["generate.seed"] = seed
+    for key, value in (("generate.seed", seed), ("generate.length_penalty", length_penalty)):
+        if value is not None:
+            settings[key] = value
     config: GenerateConfig = override(RunConfig(), settings).generate
-    if not prefix:
+    if not all(prefix):
         raise UsageError("prefix is empty", "''", "give at least one character with --prefix")
+    if stream and (len(prefix) > 1 or beam > 1):
+        raise UsageError(
+            "`--stream` prints one text as it grows", "several prefixes or --beam", "leave one of them out"
+        )
 
-    from rnnlm_core.generate import continue_text
+    from rnnlm_core.generate import continue_texts, stream_text
+
+    def warn(text: str) -> None:
+        typer.echo(f"warning: {text}", err=True)
 
     saved = _load(model)
-    typer.echo(continue_text(saved, prefix, config, lambda text: typer.echo(f"warning: {text}", err=True)).text)
+    if not stream:
+        for sample in continue_texts(saved, prefix, config, warn):
+            typer.echo(sample.text)
+        return
+    for piece in stream_text(saved, prefix[0], config, warn):
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    typer.echo()
 
 
 @app.command()
@@ -137,15 +172,61 @@ def compare(
     _print(runs_table(runs))
 
 
-@app.command()
-def corpora() -> None:
-    """List the corpora that have a name."""
+@corpora_app.callback(invoke_without_command=True)
+def corpora(context: typer.Context) -> None:
+    """List the corpora that have a name, or `show` one."""
     from rnnlm_core.catalogue import CATALOGUE
 
+    if context.invoked_subcommand is not None:
+        return
     for entry in CATALOGUE.values():
         size = sum(file.num_bytes for file in entry.files)
         where = f"{size / 1e6:.1f} MB to download" if size else "embedded"
         typer.echo(f"{entry.name:<14} {entry.title} · {where} · {entry.licence}")
+
+
+@corpora_app.command("show")
+def show_corpus(
+    name: Annotated[str, typer.Argument(help="A name, a path or an http(s) address.")],
+    level: Annotated[str | None, typer.Option(help="char, word, byte or bpe; default: that of its figures.")] = None,
+    normalizer: Annotated[str | None, typer.Option(help="Default: the corpus's own.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to put the rank-frequency plot (PNG).")] = None,
+) -> None:
+    """Print the most frequent tokens, pairs and triples of a text, and plot their counts (Zipf's law)."""
+    import shutil
+
+    from rnnlm_core.download import check_split, download, resolve
+    from rnnlm_core.presets import run_config
+    from tasks import workspace
+
+    changes = {"corpus.normalizer": normalizer} if normalizer is not None else {}
+    if level is not None:
+        changes["tokenizer.level"] = level
+        changes |= {"tokenizer.eos": "none"} if level != "word" else {}
+    config = run_config(corpus=name, changes=changes)
+    source = resolve(config.corpus.name)
+    check_split(source, config.corpus)
+    if plot is not None:
+        _check_writable(plot)
+
+    from flows.tables import grams_table
+    from rnnlm_core.statistics import PICTURE, statistics
+    from rnnlm_core.tokenize import tokenize
+
+    store = workspace.store()
+    cut = config.tokenizer
+    tokens = tokenize(
+        download(source, store).handle, config.corpus.normalizer, cut.level, store,
+        eos=cut.eos, bpe_size=cut.bpe_size, shares=config.corpus.shares,
+    )  # fmt: skip
+    found = statistics(tokens, store)
+    counts = ", ".join(f"{split} {number:,}" for split, number in tokens.num_tokens.items())
+    typer.echo(f"{source.name} · {cut.level} tokens: {counts} · normalizer {config.corpus.normalizer} · eos {cut.eos}")
+    _print(grams_table(found))
+    picture = store.path(found.handle) / PICTURE
+    if plot is not None:
+        shutil.copyfile(picture, plot)
+    typer.echo(f"rank-frequency plot: {plot or picture}")
 
 
 @app.command()
@@ -155,6 +236,26 @@ def presets() -> None:
 
     for name, make in PRESETS.items():
         typer.echo(f"{name:<18} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def results(
+    output: Annotated[Path | None, typer.Option(help="Write the page to this file instead of printing it.")] = None,
+) -> None:
+    """Print the published figures that were reproduced, theirs beside ours, from the tracked runs."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    if output is not None:
+        _check_writable(output)
+    from flows.results import results_page
+    from rnnlm_core.store import write_atomically
+
+    page = results_page()
+    if output is None:
+        typer.echo(page, nl=False)
+    else:
+        write_atomically(output.resolve(), page.encode())
 
 
 def _parse_changes(changes: list[str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ class Display:
         which, value = ("valid", measured) if measured is not None else ("train", epoch.train_perplexity)
         state = (
             f"epoch {epoch.number}/{epoch.epochs}  {which} perplexity {value:.4g}  "
-            f"{epoch.tokens_per_second:,.0f} tokens/s  {_duration(left)} left"
+            f"{epoch.tokens_per_second:,.0f} tokens/s  {duration(left)} left"
         )
         if self.bars is not None:
             if cell not in self.tasks:
@@ -72,6 +72,6 @@ class Display:
             self.line(f"train {cell:<8} {state}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

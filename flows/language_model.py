@@ -1,4 +1,7 @@
-"""The main flow: download → tokenize → vocabulary → corpus → train, evaluate, generate per cell → compare."""
+"""The main flow: download → tokenize → vocabulary → corpus → train, evaluate, generate per cell → compare.
+
+Beside the vocabulary, the statistics of the text: nothing waits for them but the record of the run.
+"""
 
 from typing import Any
 
@@ -16,6 +19,7 @@ from tasks.corpus import corpus as encode
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.generate import generate
+from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
 from tasks.train import stop_requested, train
@@ -66,11 +70,13 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
         text, config.corpus.normalizer, config.corpus.max_chars, cut.level, cut.eos,
         cut.bpe_size if learns else 0, shares if learns else None,
     )  # fmt: skip
+    described = statistics.submit(tokens)
     words = vocabulary.submit(tokens, shares, cut)
     ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
     ledger = Ledger(run)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
         ledger.take(stage, future)
+    ledger.describe(cut.eos, ids.result(), words.result(), ledger.take("statistics", described))
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):

@@ -10,7 +10,7 @@ from flows.language_model import language_model
 from rnnlm_core.presets import smoke as smoke_config
 from tasks import tracking
 
-NUM_STAGES = 4 + 3 * 3 + 1
+NUM_STAGES = 5 + 3 * 3 + 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture, as_completed
 
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
+from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import PartialError
+from rnnlm_core.statistics import FACTS, Statistics
+from rnnlm_core.statistics import PICTURE as ZIPF
+from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracking, workspace
 from tasks.evaluate import TrackedEvaluation
 from tasks.generate import Samples
@@ -97,6 +101,22 @@ class Ledger:
             if cell not in self.failures:
                 cached = stages.train.state.name == "Cached"
                 self.cells[cell] = (results["train", cell], results["generate", cell], cached)
+
+    def describe(self, eos: str, corpus: Corpus, vocabulary: BuiltVocabulary, text: Statistics) -> None:
+        """Note on the parent run what the text looks like and what each split holds."""
+        facts: dict[str, float] = {"vocabulary/size": vocabulary.size, "text/tokens_counted": text.num_tokens}
+        for grams in text.grams:
+            facts[f"text/{grams.name}_types"] = grams.num_types
+            if grams.exponent is not None:
+                facts[f"text/{grams.name}_zipf_exponent"] = grams.exponent
+        for name, split in corpus.splits.items():
+            facts |= {f"corpus/{name}_tokens": split.num_tokens, f"corpus/{name}_oov_rate": split.oov_rate}
+        run_id = self.run.parent_run_id
+        tracking.log_metrics(run_id, facts)
+        tracking.set_tags(run_id, {"rnnlm.corpus_sha256": corpus.handle.sha256, "rnnlm.eos": eos})
+        folder = workspace.store().path(text.handle)
+        for file in (ZIPF, FACTS):
+            tracking.log_file(run_id, folder / file, "text")
 
     def done(self) -> list[str]:
         """Return the cells whose stages all succeeded; raises the first failure if there is none."""

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flows.summary import figure
+from rnnlm_core.statistics import Statistics
 from tasks.tracking import TrackedRun
 from tasks.workspace import PROJECT
 
@@ -55,6 +57,23 @@ def runs_table(runs: list[TrackedRun]) -> Table:
             run.run_id,
         )
     return table
+
+
+def grams_table(found: Statistics) -> Table:
+    """Return the most frequent n-grams side by side, with the number of types and Zipf's exponent of each n."""
+    heads = []
+    for grams in found.grams:
+        exponent = "" if grams.exponent is None else f", α {grams.exponent:.2f}"
+        heads.append(f"{grams.name}s ({grams.num_types:,} types{exponent})")
+    table = _table(*heads)
+    for row in zip_longest(*(grams.top for grams in found.grams)):
+        table.add_row(*("" if entry is None else f"{_shown(entry[0])}  {entry[1]:,}" for entry in row))
+    return table
+
+
+def _shown(tokens: tuple[str, ...]) -> str:
+    """Return tokens as they can be told apart in a line: white space quoted."""
+    return " ".join(repr(token) if token.isspace() else token for token in tokens)
 
 
 def ui_commands(tracking_uri: str) -> list[str]:

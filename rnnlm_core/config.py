@@ -137,6 +137,10 @@ class TrainConfig:
     """Updates over which the learning rate first rises, linearly, to what the schedule says."""
     patience: int = _option(0, at_least=0)
     """Stop after so many epochs in a row that do not lower the validation loss; 0 = train all epochs."""
+    loss: Literal["mean", "steps"] = "mean"
+    """What is differentiated: the `mean` per token, or the sum over `steps`, averaged over the rows, whose gradients
+    are `num_steps` times as large (Zaremba et al. 2014; learning rate and `clip_norm` of that paper count on it).
+    What is reported is always the mean per token."""
     accumulate: int = _option(1, at_least=1)
     """Minibatches whose gradients are averaged into one update."""
     clip_norm: float = _option(1.0, at_least=0.0)
@@ -214,6 +218,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """Return `config` with dotted keys changed; a string is read as the type of its key (as `--set` gives it).
 
+    Other options that have no effect any more go back to their defaults.
+
     Raises `ConfigError` with one line per mistake: unknown keys (with a suggestion), wrong types, values out of range.
     """
     types_of = dict(_typed_keys(RunConfig))
@@ -231,6 +237,10 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     if mistakes:
         # Rules between keys wait: a value that could not be read may be one half of them.
         raise ConfigError(*mistakes, *_limits(changed))
+    # What a preset set for a level, a schedule or a temperature that is changed now goes with it.
+    defaults = flatten(RunConfig())
+    values |= {key: defaults[key] for key, _ in _without_effect(changed) if key not in changes}
+    changed = _unflatten(RunConfig, values)
     check(changed)
     return changed
 
@@ -365,7 +375,8 @@ def _rules(config: RunConfig) -> Iterator[str]:
         yield "`generate.prefixes` must hold no empty prefix. Got ''"
     if any(not token for token in config.generate.stop):
         yield "`generate.stop` must hold no empty token. Got ''"
-    yield from _without_effect(config)
+    for key, why in _without_effect(config):
+        yield f"`{key}` has no effect {why}. Got {flatten(config)[key]}"
 
 
 def _split_mistake(split: str) -> str:
@@ -393,10 +404,7 @@ def _split_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _tokenizer_rules(config: RunConfig) -> Iterator[str]:
-    tokenizer = config.tokenizer
-    if tokenizer.eos == "line" and tokenizer.level != "word":
-        yield f"`tokenizer.eos` line needs level word: the others keep the line ends themselves. Got {tokenizer.level}"
-    elif tokenizer.eos == "line" and config.corpus.normalizer not in ("none", "d2l-lines"):
+    if config.tokenizer.eos == "line" and config.corpus.normalizer not in ("none", "d2l-lines"):
         yield (
             "`tokenizer.eos` line needs a normalizer that keeps lines (none, d2l-lines). "
             f"Got {config.corpus.normalizer}"
@@ -432,13 +440,15 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _without_effect(config: RunConfig) -> Iterator[str]:
-    """Yield the options that are set though nothing would come of it."""
+def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield (key, reason) of the options that are set though nothing would come of it."""
     level, schedule, drawn = config.tokenizer.level, config.train.schedule, config.generate.temperature > 0
     beam = config.generate.beam > 1
     needs = {
+        "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
         "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
+        "tokenizer.reserved_tokens": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
         "model.reset_gate": ("gru" in config.cells, "without the cell gru"),
         "model.init_range": (config.model.init == "uniform", "without model.init=uniform"),
         "train.momentum": (config.train.optimizer == "sgd", "without train.optimizer=sgd"),
@@ -453,4 +463,4 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
     values, defaults = flatten(config), flatten(RunConfig())
     for key, (met, why) in needs.items():
         if values[key] != defaults[key] and not met:
-            yield f"`{key}` has no effect {why}. Got {values[key]}"
+            yield key, why

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from rnnlm_core.config import SPLITS
-from rnnlm_core.errors import DataError
 from rnnlm_core.levels import Tokenizer, read_tokenizer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, token_tokenizer
+from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, token_tokenizer, too_short
 from rnnlm_core.vocabulary import Vocabulary
 
 
@@ -90,11 +89,6 @@ def build_corpus(
         (draft.folder / "corpus.json").write_text(json.dumps(about, indent=1, sort_keys=True))
         cut.write_files(draft.folder)
         return Corpus(draft.publish(), splits)
-
-
-def too_short(found: int, need: int, where: object, remedy: str) -> DataError:
-    """Return the error for a text with fewer tokens than are needed."""
-    return DataError(f"text too short, needs at least {need} tokens", f"{found} tokens in {where}", remedy)
 
 
 def corpus_facts(folder: Path) -> dict[str, SplitFacts]:

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from rnnlm_core.catalogue import CATALOGUE, CorpusFile
 from rnnlm_core.config import SPLITS, CorpusConfig, RunConfig
-from rnnlm_core.corpus import too_short
 from rnnlm_core.errors import (
     DataError,
     IntegrityError,
@@ -32,7 +31,7 @@ from rnnlm_core.errors import (
 from rnnlm_core.levels import tokenizer
 from rnnlm_core.normalize import normalizer, read_blocks
 from rnnlm_core.store import Handle, Store, file_sha256
-from rnnlm_core.tokenize import Part, nothing_left
+from rnnlm_core.tokenize import Part, nothing_left, too_short
 
 TIMEOUT_SECONDS = 30
 EMBEDDED = "python-docs"

@@ -42,7 +42,7 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     """
     saved = load_model(store.open(model))
     folder = store.open(corpus)
-    if saved.about["vocabulary"] != corpus_vocabulary(folder):
+    if saved.about.get("vocabulary") != corpus_vocabulary(folder):
         raise DataError("model and corpus have different vocabularies", f"{model}, {corpus}", "train on this corpus")
     facts = corpus_facts(folder)[split]
     ids = torch.from_numpy(read_ids(folder / f"{split}.parquet").astype("int32"))

@@ -68,11 +68,13 @@ def continue_texts(
 
 
 def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Iterator[str]:
-    """Yield the text of `continue_text` piece by piece, as soon as it is certain: first the prefix.
+    """Give the text of `continue_text` piece by piece, as soon as it is certain: first the prefix.
 
-    Beam search knows nothing for certain before its end, so it yields the continuation at once.
+    Beam search knows nothing for certain before its end, so it gives the continuation at once. Raises what
+    `continue_text` raises, before the first piece.
     """
     tokens = prefix_tokens(saved, prefix, config.unknown, warn)
+    _stop_ids(saved, config)
     if config.beam > 1:
         drawn = iter(_beam_search(saved, saved.vocabulary[tokens], config))
     else:
@@ -83,7 +85,7 @@ def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Wa
         for token in drawn:
             yield saved.vocabulary.to_tokens(token)
 
-    yield from saved.tokenizer.pieces(all_tokens())
+    return saved.tokenizer.pieces(all_tokens())
 
 
 def _continue(saved: SavedModel, prefixes: Sequence[list[str]], config: GenerateConfig) -> Iterator[Sample]:
@@ -130,7 +132,7 @@ def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
     """Return the ids of the stop tokens; a line end is the `<eos>` of a corpus that has them."""
     ids = set()
     for token in config.stop:
-        known = saved.tokenizer.split(token) or [token]
+        known = [token] if token in saved.vocabulary else saved.tokenizer.split(token)
         if len(known) != 1 or known[0] not in saved.vocabulary:
             raise UsageError(
                 f"`generate.stop` must hold single tokens of the model (level {saved.tokenizer.level})",

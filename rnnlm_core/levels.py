@@ -5,6 +5,7 @@ A tokenizer cuts text into tokens and puts tokens together again; it knows nothi
 """
 
 import codecs
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,12 @@ class BpeTokenizer(ByteTokenizer):
         import tokenizers
 
         try:
+            kind = json.loads(description)["model"]["type"]
             self._tokenizer = tokenizers.Tokenizer.from_str(description)
         except Exception as error:  # the library raises nothing narrower
             raise IntegrityError("not a BPE tokenizer", where, f"rebuild it ({error})") from error
+        if kind != "BPE":
+            raise IntegrityError("not a BPE tokenizer", where, f"rebuild it ({kind})")
         self.description = description
         kinds = self._tokenizer.get_vocab()
         self.alphabet = tuple(sorted(kinds, key=kinds.__getitem__))
@@ -213,7 +217,7 @@ def read_tokenizer(about: Mapping[str, str], folder: Path) -> Tokenizer:
     """Make a tokenizer again from what its `about` and `write_files` kept."""
     if about["level"] == "bpe":
         path = folder / BPE_FILE
-        return BpeTokenizer(path.read_text(encoding="utf-8"), path)
+        return BpeTokenizer(path.read_text(encoding="utf-8", errors="replace"), path)
     return tokenizer(about["level"], about["eos"])
 
 

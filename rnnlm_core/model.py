@@ -3,6 +3,7 @@
 Also its file form, safetensors beside JSON: no pickle, loads on any device. The model knows nothing of training.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -145,17 +146,14 @@ def convert(model: LanguageModel, implementation: Literal["scratch", "concise"])
 
     Raises ValueError for a GRU whose reset gate works before the product: `torch.nn` has none.
     """
+    if model.config.implementation == implementation:
+        return copy.deepcopy(model)
     placed: Literal["auto", "after"] = "after" if model.cell == "gru" else "auto"
     config = replace(model.config, implementation=implementation, reset_gate=placed)
     other = LanguageModel(model.cell, model.output.out_features, config).to(model.output.weight)
     shared = {name: tensor for name, tensor in model.weights().items() if not name.startswith("layers.")}
     for i, layer in enumerate(model.layers):
-        if model.config.implementation == implementation:
-            weights = {name: tensor.detach() for name, tensor in layer.named_parameters()}
-        elif isinstance(layer, ScratchLayer):
-            weights = to_concise(layer)
-        else:
-            weights = from_concise(model.cell, layer)
+        weights = to_concise(layer) if isinstance(layer, ScratchLayer) else from_concise(model.cell, layer)
         shared |= {f"layers.{i}.{name}": tensor for name, tensor in weights.items()}
     other.set_weights(shared)
     other.train(model.training)

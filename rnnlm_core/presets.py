@@ -107,7 +107,7 @@ def ptb_zaremba_small() -> RunConfig:
         model=ModelConfig(hidden_size=200, num_layers=2, embedding_size=200, init="uniform", init_range=0.1),
         train=TrainConfig(
             epochs=13, batch_size=20, num_steps=20, optimizer="sgd", learning_rate=1.0,
-            schedule="step", decay=2.0, decay_after=4, clip_norm=5.0,
+            schedule="step", decay=2.0, decay_after=4, clip_norm=5.0, loss="steps",
         ),
         generate=GenerateConfig(prefixes=("the company said",), length=40, temperature=0.7),
     )  # fmt: skip
@@ -155,6 +155,7 @@ def _on(config: RunConfig, corpus: str) -> RunConfig:
         name=corpus,
         normalizer=entry.normalizer if entry else "none",  # type: ignore[arg-type]
         split=entry.split if entry else "90/5/5",
+        max_chars=0 if entry and entry.split == "given" else config.corpus.max_chars,
     )
     measured = next(name for name in ("test", "valid", "train") if convention.has_split(name))
     # Figures on a corpus that ends its lines in <eos> are word figures; elsewhere the preset says what a token is.

@@ -57,7 +57,7 @@ def tokenize(
         if level == "bpe":
             if "whole" in parts:
                 parts = _divide(parts["whole"], shares)
-            cut: Tokenizer = BpeTokenizer.learn(parts["train"].blocks(join_lines=True), bpe_size)
+            cut: Tokenizer = BpeTokenizer.learn(_at_words(parts["train"].blocks(join_lines=True)), bpe_size)
         else:
             cut = tokenizer(level, eos)
         counts = {name: _write_tokens(part, cut, draft.folder / f"{name}.parquet") for name, part in parts.items()}
@@ -75,6 +75,11 @@ def nothing_left(where: object, normalizer_name: str) -> DataError:
     if normalizer_name != "none":
         remedy = "use `--set corpus.normalizer=none`, which keeps every script"
     return DataError(f"no tokens left after normalizer `{normalizer_name}`", where, remedy)
+
+
+def too_short(found: int, need: int, where: object, remedy: str) -> DataError:
+    """Return the error for a text with fewer tokens than are needed."""
+    return DataError(f"text too short, needs at least {need} tokens", f"{found} tokens in {where}", remedy)
 
 
 def token_facts(folder: Path) -> dict[str, Any]:
@@ -120,7 +125,8 @@ class Part:
     def tokenizable(self, cut: Tokenizer) -> Iterator[str]:
         """Yield the blocks as their tokenizer shall see them."""
         last = "\n"
-        for block in self.blocks(join_lines=not isinstance(cut, WordTokenizer)):
+        blocks = self.blocks(join_lines=not isinstance(cut, WordTokenizer))
+        for block in _at_words(blocks) if isinstance(cut, BpeTokenizer) else blocks:
             if block:
                 last = block
                 yield block
@@ -128,16 +134,38 @@ class Part:
             yield "\n"  # a last line without line end is a line
 
 
+def _at_words(blocks: Iterable[str]) -> Iterator[str]:
+    """Regroup blocks so that each ends at a line end or before the single space that leads a word.
+
+    No byte pair reaches over these places, so that the tokens do not depend on where the blocks ended.
+    """
+    held = ""
+    for block in blocks:
+        text = held + block
+        cut = len(text)
+        while (cut := text.rfind(" ", 0, cut)) > 0:
+            if not text[cut - 1].isspace() and not text[cut + 1 : cut + 2].isspace() and cut + 1 < len(text):
+                break
+        cut = max(cut, text.rfind("\n") + 1, 0)
+        if cut:
+            yield text[:cut]
+        held = text[cut:]
+    if held:
+        yield held
+
+
 def _divide(whole: Part, shares: tuple[int, int, int] | None) -> dict[str, Part]:
     """Cut a text into contiguous parts by characters."""
     length = sum(len(block) for block in whole.blocks(join_lines=True))
     parts, start = {}, 0
     for name, size in split_lengths(length, shares).items():
-        if shares and shares[SPLITS.index(name)] and size:
+        if shares and shares[SPLITS.index(name)]:
+            if not length:
+                raise nothing_left(whole.path.name, whole.rule.name)
+            if not size:
+                raise too_short(0, 2, f"split `{name}`", "give a longer text or change corpus.split")
             parts[name] = Part(whole.path, whole.rule, start, size)
         start += size
-    if "train" not in parts:
-        raise nothing_left(whole.path.name, whole.rule.name)
     return parts
 
 

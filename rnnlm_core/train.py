@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import ModelConfig, TrainConfig
-from rnnlm_core.corpus import corpus_conventions, read_ids, too_short
+from rnnlm_core.corpus import corpus_conventions, read_ids
 from rnnlm_core.errors import IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
 
 CHECKPOINT_SECONDS = 5.0
@@ -277,7 +278,8 @@ class _Training:
         """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
         logits, after = self.model(x, state)
         loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
-        (loss if together == 1 else loss / together).backward()  # type: ignore[no-untyped-call]
+        scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
+        (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), after
 
     def _update(self, update: int, updates: int) -> Tensor:

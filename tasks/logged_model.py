@@ -10,8 +10,8 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc import PythonModel
 
-from rnnlm_core.config import GenerateConfig
-from rnnlm_core.generate import continue_text
+from rnnlm_core.config import RunConfig, override
+from rnnlm_core.generate import continue_texts
 from rnnlm_core.model import load_model
 
 
@@ -26,15 +26,12 @@ class TextGenerator(PythonModel):
         self.saved = load_model(Path(context.artifacts["model"]))
 
     def predict(self, context, model_input, params=None):  # noqa: ARG002 - MLflow's signature
-        """Return one continued text per input; `length`, `temperature` and `seed` are parameters."""
+        """Return one continued text per input; parameters are those of the signature, `generate.*` of the config."""
         wanted: dict[str, Any] = params or {}
-        config = GenerateConfig(
-            length=int(wanted.get("length", 200)),
-            temperature=float(wanted.get("temperature", 0.0)),
-            seed=int(wanted.get("seed", 0)),
-        )
+        settings = {f"generate.{key}": getattr(value, "item", lambda v=value: v)() for key, value in wanted.items()}
+        config = override(RunConfig(), settings).generate
         texts = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        return [continue_text(self.saved, str(text), config).text for text in texts]
+        return [sample.text for sample in continue_texts(self.saved, [str(text) for text in texts], config)]
 
 
 mlflow.models.set_model(TextGenerator())

@@ -151,7 +151,7 @@ def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flo
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
     close_dead_runs()
     name = f"{preset} · {corpus}"
-    texts = tuple((key, _text(value)) for key, value in parameters.items())
+    texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
     run_id = _create(name, {"rnnlm.kind": "pipeline", "rnnlm.preset": preset, "rnnlm.corpus": corpus,
                             "prefect.flow_run_id": prefect_flow_run_id}, dict(texts))  # fmt: skip
     with _closing(run_id):
@@ -318,6 +318,9 @@ def _signature() -> Any:
     parameters = [
         ParamSpec("length", "long", 200),
         ParamSpec("temperature", "double", 0.0),
+        ParamSpec("top_k", "long", 0),
+        ParamSpec("top_p", "double", 1.0),
+        ParamSpec("repetition_penalty", "double", 1.0),
         ParamSpec("seed", "long", 0),
     ]
     return ModelSignature(inputs=text, outputs=text, params=ParamSchema(parameters))
@@ -327,7 +330,7 @@ def _signature() -> Any:
 def _requirements() -> list[str]:
     from importlib.metadata import version
 
-    names = ("mlflow", "torch", "numpy", "safetensors", "pyarrow")
+    names = ("mlflow", "torch", "numpy", "safetensors", "pyarrow", "tokenizers")
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
@@ -369,7 +372,8 @@ def _revision() -> dict[str, str]:
     return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
-def _text(value: Any) -> str:
+def parameter_text(value: Any) -> str:
+    """Return a value of the config as MLflow keeps it."""
     text = ",".join(value) if isinstance(value, tuple) else str(value)
     return text if len(text) <= LONGEST_PARAMETER else text[: LONGEST_PARAMETER - 1] + "…"
 
@@ -388,6 +392,17 @@ class TrackedRun:
     started: float
     tags: dict[str, str]
     metrics: dict[str, float]
+    parameters: dict[str, str]
+
+
+def finished_cells(preset: str, cell: str) -> list[TrackedRun]:
+    """Return the finished trainings of one cell under a preset, newest first."""
+    query = (
+        f"attributes.status = 'FINISHED' AND tags.`rnnlm.kind` = 'cell' AND tags.`rnnlm.preset` = '{_quoted(preset)}' "
+        f"AND tags.`rnnlm.cell` = '{_quoted(cell)}'"
+    )
+    found = client().search_runs([experiment_id()], query, order_by=["attributes.start_time DESC"])
+    return [_tracked(run) for run in found]
 
 
 def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:
@@ -439,7 +454,12 @@ def predict(uri: str, texts: list[str], **parameters: Any) -> list[str]:
 
 def _tracked(run: Run) -> TrackedRun:
     return TrackedRun(
-        str(run.info.run_id), run.info.status, run.info.start_time / 1000, dict(run.data.tags), dict(run.data.metrics)
+        str(run.info.run_id),
+        run.info.status,
+        run.info.start_time / 1000,
+        dict(run.data.tags),
+        dict(run.data.metrics),
+        dict(run.data.params),
     )
 
 

@@ -1,3 +1,5 @@
+import hashlib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,20 @@ def test_files_have_digests_and_addresses(entry: CatalogueEntry) -> None:
         assert all(address.startswith(("http://", "https://")) for address in file.addresses)
 
 
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_an_archive_names_its_text_and_the_text_s_digest(entry: CatalogueEntry) -> None:
+    for file in entry.files:
+        assert bool(file.member) == bool(file.member_sha256) == file.name.endswith(".zip")
+        assert len(bytes.fromhex(file.text_sha256)) == 32
+        assert (file.text_sha256 != file.sha256) == bool(file.member)
+
+
+@pytest.mark.parametrize("name", ["ptb", "wikitext-2"])
+def test_words_published_with_line_ends_are_counted_so(name: str) -> None:
+    entry = corpus_entry(name)
+    assert (entry.level, entry.eos, entry.split, entry.normalizer) == ("word", "line", "given", "none")
+
+
 def test_file_names_are_not_shared() -> None:
     names = [file.name for entry in ENTRIES for file in entry.files]
     assert len(names) == len(set(names))
@@ -48,6 +64,9 @@ def test_the_digests_are_those_of_the_published_files(mirror: Path) -> None:
     for file in (file for entry in ENTRIES for file in entry.files):
         assert (mirror / file.name).stat().st_size == file.num_bytes
         assert file_sha256(mirror / file.name) == file.sha256
+        if file.member:
+            with zipfile.ZipFile(mirror / file.name) as archive:
+                assert hashlib.sha256(archive.read(file.member)).hexdigest() == file.member_sha256
 
 
 def test_an_unknown_corpus_lists_the_known_ones() -> None:

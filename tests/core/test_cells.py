@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnlm_core.cells import STEPS, gru_step, lstm_step, rnn_step
+from rnnlm_core.cells import STEPS, gru_step, gru_step_reset_before, lstm_step, rnn_step
 
 BATCH, HIDDEN, INPUTS = 3, 5, 4
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -47,6 +47,30 @@ def test_gru_resets_after_the_product_and_updates_towards_the_candidate() -> Non
     candidate = torch.tanh(gate(2, gates) + R * (H @ gate(2, W) + gate(2, b)))
     (after,) = gru_step(gates, (H,), W, b)
     torch.testing.assert_close(after, Z * H + (1 - Z) * candidate, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_book_s_gru_resets_before_the_product(biased: bool) -> None:
+    gates, (H,), W, b = parts("gru")
+    W_hr, W_hz, W_hh = (gate(i, W) for i in range(3))
+    b_r, b_z, b_h = (gate(i, b) if biased else 0.0 for i in range(3))
+    R = logistic(gate(0, gates) + H @ W_hr + b_r)
+    Z = logistic(gate(1, gates) + H @ W_hz + b_z)
+    candidate = torch.tanh(gate(2, gates) + (R * H) @ W_hh + b_h)
+    (after,) = gru_step_reset_before(gates, (H,), W, b if biased else None)
+    torch.testing.assert_close(after, Z * H + (1 - Z) * candidate, rtol=0, atol=1e-12)
+
+
+def test_where_the_reset_gate_works_makes_a_difference() -> None:
+    gates, state, W, b = parts("gru")
+    assert (gru_step(gates, state, W, b)[0] - gru_step_reset_before(gates, state, W, b)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("cell", STEPS)
+def test_a_step_without_recurrent_bias_is_one_with_zeros(cell: str) -> None:
+    gates, state, W, b = parts(cell)
+    for bare, zero in zip(STEPS[cell](gates, state, W, None), STEPS[cell](gates, state, W, 0 * b), strict=True):
+        torch.testing.assert_close(bare, zero, rtol=0, atol=1e-12)
 
 
 def test_lstm_forgets_writes_and_shows() -> None:

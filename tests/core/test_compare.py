@@ -22,7 +22,7 @@ def trained(cell: str, losses: list[tuple[float, float | None]], best_epoch: int
 
 
 def evaluated(loss: float, split: str = "test") -> Evaluated:
-    return Evaluated(split, loss, math.exp(loss), loss / math.log(2), 0.0, 100)
+    return Evaluated(split, loss, math.exp(loss), loss / math.log(2), 0.0, 100, "none")
 
 
 RNN = trained("rnn", [(3.0, 3.1), (2.0, 2.9), (1.0, 3.0)], best_epoch=2)
@@ -91,6 +91,16 @@ def test_equal_results_give_one_artifact(store: Store) -> None:
     first = compare([RNN, GRU], results, store)
     assert compare([RNN, GRU], results, store).handle == first.handle
     assert compare([RNN, GRU], results[::-1], store).handle != first.handle
+
+
+def test_an_infinite_perplexity_stays_infinite(store: Store) -> None:
+    far = replace(RNN, history=(replace(RNN.history[0], train_loss=800.0, valid_loss=900.0),), best_epoch=1)
+    compared = compare([far, GRU], [replace(evaluated(2.0), perplexity=math.inf), evaluated(2.0)], store)
+    row, _ = compared.rows
+    assert (row.train_perplexity, row.valid_perplexity, row.test_perplexity) == (math.inf,) * 3
+    assert compared.best_cell == "gru"
+    table = json.loads((store.open(compared.handle) / TABLE).read_text())
+    assert Row(**table[0]) == row
 
 
 @pytest.mark.parametrize("num_epochs", [1, 3, 40])

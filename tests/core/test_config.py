@@ -1,13 +1,15 @@
 import dataclasses
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnlm_core.config import CorpusConfig, RunConfig, TrainConfig, check, flatten, override
+from rnnlm_core.config import CorpusConfig, ModelConfig, RunConfig, TrainConfig, check, flatten, override
 from rnnlm_core.errors import ConfigError
+from rnnlm_core.presets import run_config
 
 DEFAULT = RunConfig()
 SAMPLED = {"generate.temperature": 1.0}
@@ -36,6 +38,14 @@ def test_flattening_and_overriding_gives_the_config_back() -> None:
     )
     assert override(DEFAULT, flatten(changed)) == changed
     assert changed != DEFAULT
+
+
+def test_what_a_preset_set_for_another_schedule_goes_with_it() -> None:
+    zaremba = run_config("ptb-zaremba-small", changes={"train.schedule": "constant"})
+    assert (zaremba.train.decay, zaremba.train.decay_after) == (DEFAULT.train.decay, DEFAULT.train.decay_after)
+    assert run_config("shakespeare", changes={"generate.temperature": 0}).generate.seed == 0
+    with pytest.raises(ConfigError, match="decay_after"):  # said by the user, not by the preset
+        run_config("ptb-zaremba-small", changes={"train.schedule": "constant", "train.decay_after": 4})
 
 
 def test_values_survive_json() -> None:
@@ -99,7 +109,9 @@ def test_what_is_no_string_is_refused(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["bytes", 1, True, None, ["char"]])
 def test_a_choice_must_be_one_of_its_choices(value: object) -> None:
-    assert _lines({"tokenizer.level": value}) == [f"`tokenizer.level` must be one of char, word. Got {value!r}"]
+    assert _lines({"tokenizer.level": value}) == [
+        f"`tokenizer.level` must be one of char, word, byte, bpe. Got {value!r}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +143,7 @@ def test_a_broken_json_list_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
+        ("corpus.max_chars", -1, "at least 0"),
         ("corpus.max_tokens", -1, "at least 0"),
         ("tokenizer.min_freq", 0, "at least 1"),
         ("model.hidden_size", 0, "at least 1"),
@@ -148,12 +161,22 @@ def test_a_broken_json_list_is_refused() -> None:
         ("train.learning_rate", 0.0, "above 0.0"),
         ("train.learning_rate", 1e7, "at most 1000000.0"),
         ("train.clip_norm", -1.0, "at least 0.0"),
+        ("train.weight_decay", -0.1, "at least 0.0"),
+        ("train.weight_decay", 1.1, "at most 1.0"),
+        ("train.warmup_steps", -1, "at least 0"),
+        ("train.patience", -1, "at least 0"),
+        ("train.accumulate", 0, "at least 1"),
         ("train.seed", -1, "at least 0"),
         ("train.seed", 2**32, "at most 4294967295"),
         ("generate.length", 0, "at least 1"),
         ("generate.length", 10_001, "at most 10000"),
         ("generate.temperature", -0.1, "at least 0.0"),
         ("generate.temperature", 5.1, "at most 5.0"),
+        ("generate.top_k", -1, "at least 0"),
+        ("generate.top_p", 0.0, "above 0.0"),
+        ("generate.top_p", 1.1, "at most 1.0"),
+        ("generate.repetition_penalty", 0.9, "at least 1.0"),
+        ("generate.repetition_penalty", 101.0, "at most 100.0"),
         ("generate.seed", -1, "at least 0"),
         ("generate.seed", 2**32, "at most 4294967295"),
     ],
@@ -164,8 +187,36 @@ def test_a_value_outside_its_range_names_the_limit(key: str, value: float, rule:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "rule", "given"),
+    [
+        ("tokenizer.bpe_size", 256, "at least 257", {"tokenizer.level": "bpe"}),
+        ("tokenizer.bpe_size", 1_000_001, "at most 1000000", {"tokenizer.level": "bpe"}),
+        ("model.init_range", 0.0, "above 0.0", {"model.init": "uniform"}),
+        ("model.init_range", 10.1, "at most 10.0", {"model.init": "uniform"}),
+        ("train.momentum", -0.1, "at least 0.0", {"train.optimizer": "sgd"}),
+        ("train.momentum", 1.0, "below 1.0", {"train.optimizer": "sgd"}),
+        ("train.decay", 1.0, "above 1.0", {"train.schedule": "step"}),
+        ("train.decay", 1e7, "at most 1000000.0", {"train.schedule": "plateau"}),
+        ("train.decay_after", 0, "at least 1", {"train.schedule": "step"}),
+        ("generate.beam", 0, "at least 1", {}),
+        ("generate.beam", 1001, "at most 1000", {}),
+        ("generate.length_penalty", -0.1, "at least 0.0", {"generate.beam": 2}),
+        ("generate.length_penalty", 10.1, "at most 10.0", {"generate.beam": 2}),
+    ],
+)
+def test_a_range_holds_where_the_option_has_an_effect(key: str, value: float, rule: str, given: dict[str, Any]) -> None:
+    assert _lines({**given, key: value}) == [f"`{key}` must be {rule}. Got {value}"]
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("corpus.max_chars", 0),
+        ("train.weight_decay", 1.0),
+        ("train.accumulate", 1),
+        ("generate.top_p", 1.0),
+        ("generate.top_p", 1e-9),
+        ("generate.repetition_penalty", 100.0),
         ("corpus.max_tokens", 0),
         ("tokenizer.min_freq", 1),
         ("model.hidden_size", 16384),
@@ -188,7 +239,7 @@ def test_the_limit_itself_is_allowed(key: str, value: float) -> None:
 
 
 def test_every_mistake_is_reported() -> None:
-    lines = _lines({"train.epochs": "many", "train.batchsize": 3, "model.dropout": 2.0, "tokenizer.level": "byte"})
+    lines = _lines({"train.epochs": "many", "train.batchsize": 3, "model.dropout": 2.0, "tokenizer.level": "bytes"})
     assert len(lines) == 4
     assert [line.split("`")[1] for line in lines if line.startswith("`")] == [
         "train.epochs",
@@ -300,10 +351,113 @@ def test_an_empty_prefix_is_refused() -> None:
     assert _lines({"generate.prefixes": ["a", ""]}) == ["`generate.prefixes` must hold no empty prefix. Got ''"]
 
 
-def test_a_seed_without_effect_is_refused() -> None:
-    (line,) = _lines({"generate.seed": 3})
-    assert line.startswith("`generate.seed` has no effect at temperature 0 (greedy)")
-    assert override(DEFAULT, {"generate.seed": 3} | SAMPLED).generate.seed == 3
+@pytest.mark.parametrize(
+    ("key", "value", "otherwise", "wanted"),
+    [
+        ("tokenizer.bpe_size", 300, {}, {"tokenizer.level": "bpe"}),
+        ("tokenizer.bpe_size", 300, {"tokenizer.level": "byte"}, {"tokenizer.level": "bpe"}),
+        ("tokenizer.min_freq", 2, {"tokenizer.level": "byte"}, {"tokenizer.level": "word"}),
+        ("tokenizer.min_freq", 2, {"tokenizer.level": "bpe"}, {"tokenizer.level": "char"}),
+        ("model.reset_gate", "after", {"cells": ["rnn", "lstm"]}, {"cells": ["rnn", "gru"]}),
+        ("model.init_range", 0.2, {}, {"model.init": "uniform"}),
+        ("model.init_range", 0.2, {"model.init": "book"}, {"model.init": "uniform"}),
+        ("train.momentum", 0.9, {"train.optimizer": "adam"}, {"train.optimizer": "sgd"}),
+        ("train.momentum", 0.9, {"train.optimizer": "adamw"}, {"train.optimizer": "sgd"}),
+        ("train.decay", 3.0, {}, {"train.schedule": "step"}),
+        ("train.decay", 3.0, {"train.schedule": "cosine"}, {"train.schedule": "plateau"}),
+        ("train.decay_after", 3, {}, {"train.schedule": "step"}),
+        ("train.decay_after", 3, {"train.schedule": "plateau"}, {"train.schedule": "step"}),
+        ("generate.seed", 3, {}, SAMPLED),
+        ("generate.top_k", 3, {}, SAMPLED),
+        ("generate.top_p", 0.9, {}, SAMPLED),
+        ("generate.beam", 2, SAMPLED, {"generate.temperature": 0.0}),
+        ("generate.length_penalty", 1.0, {}, {"generate.beam": 2}),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    key: str, value: object, otherwise: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    (line,) = _lines({**otherwise, key: value})
+    assert line.startswith(f"`{key}` has no effect ")
+    assert line.endswith(f". Got {value}")
+    assert flatten(override(DEFAULT, {**wanted, key: value}))[key] == value
+
+
+@pytest.mark.parametrize("value", [True, "true"])
+def test_a_language_model_is_not_bidirectional(value: object) -> None:
+    (line,) = _lines({"model.bidirectional": value})
+    assert line.startswith("`model.bidirectional` must be false: ")
+    assert "perplexity that means nothing" in line
+    assert override(DEFAULT, {"model.bidirectional": "false"}) == DEFAULT
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", "True", "", None, [True]])
+def test_what_is_neither_true_nor_false_is_refused(value: object) -> None:
+    assert _lines({"model.tie_weights": value}) == [f"`model.tie_weights` must be true or false. Got {value!r}"]
+
+
+def test_a_reset_gate_before_the_product_needs_scratch() -> None:
+    (line,) = _lines({"model.reset_gate": "before"})
+    assert line.startswith("`model.reset_gate` before needs `model.implementation` scratch")
+    changes = {"model.reset_gate": "before", "model.implementation": "scratch"}
+    assert override(DEFAULT, changes).model.reset_gate == "before"
+
+
+@pytest.mark.parametrize("embedding_size", [0, 255])
+def test_tied_weights_need_equal_sizes(embedding_size: int) -> None:
+    changes = {"model.tie_weights": True, "model.hidden_size": 256}
+    assert _lines({**changes, "model.embedding_size": embedding_size}) == [
+        f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size (256). Got {embedding_size}"
+    ]
+    assert override(DEFAULT, {**changes, "model.embedding_size": 256}).model.tie_weights
+
+
+@pytest.mark.parametrize("level", ["char", "byte", "bpe"])
+def test_line_ends_are_counted_among_words_alone(level: str) -> None:
+    (line,) = _lines({"tokenizer.eos": "line", "tokenizer.level": level})
+    assert line.startswith(f"`tokenizer.eos` has no effect at level {level}")
+
+
+@pytest.mark.parametrize(("normalizer", "keeps"), [("none", True), ("d2l-lines", True), ("letters", False)])
+def test_line_ends_are_counted_where_the_normalizer_keeps_them(normalizer: str, keeps: bool) -> None:
+    changes = {"tokenizer.eos": "line", "tokenizer.level": "word", "corpus.normalizer": normalizer}
+    if keeps:
+        assert override(DEFAULT, changes).tokenizer.eos == "line"
+    else:
+        (line,) = _lines(changes)
+        assert line.startswith("`tokenizer.eos` line needs a normalizer that keeps lines")
+
+
+def test_patience_and_plateau_need_a_validation_split() -> None:
+    changes = {"train.patience": 2, "train.schedule": "plateau"}
+    assert override(DEFAULT, changes).train.patience == 2
+    lines = _lines({**changes, "corpus.split": "90/0/10"})
+    assert [line.split(" needs ")[0] for line in lines] == ["`train.patience`", "`train.schedule` plateau"]
+
+
+def test_max_chars_needs_a_corpus_in_one_file() -> None:
+    (line,) = _lines({"corpus.max_chars": 5, "corpus.split": "given"})
+    assert line.startswith("`corpus.max_chars` needs a corpus in one file")
+    assert override(DEFAULT, {"corpus.max_chars": 5}).corpus.max_chars == 5
+
+
+def test_an_empty_stop_token_is_refused() -> None:
+    assert _lines({"generate.stop": ["a", ""]}) == ["`generate.stop` must hold no empty token. Got ''"]
+
+
+@pytest.mark.parametrize(
+    ("implementation", "cell", "given", "settled"),
+    [
+        ("concise", "gru", "auto", "after"),
+        ("scratch", "gru", "auto", "before"),
+        ("scratch", "gru", "after", "after"),
+        ("scratch", "lstm", "after", "auto"),
+        ("concise", "rnn", "auto", "auto"),
+    ],
+)
+def test_the_reset_gate_is_settled_for_the_gru_alone(implementation: Any, cell: str, given: Any, settled: str) -> None:
+    config = ModelConfig(implementation=implementation, reset_gate=given, hidden_size=3)
+    assert config.for_cell(cell) == replace(config, reset_gate=settled)
 
 
 def test_a_refused_change_leaves_the_config_as_it_was() -> None:

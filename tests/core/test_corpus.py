@@ -1,6 +1,8 @@
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from rnnlm_core import corpus as corpus_module
 from rnnlm_core import normalize
+from rnnlm_core import store as store_module
 from rnnlm_core import tokenize as tokenize_module
 from rnnlm_core.corpus import (
     Corpus,
@@ -23,12 +26,22 @@ from rnnlm_core.corpus import (
     read_ids,
 )
 from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import tokenize
-from rnnlm_core.vocabulary import Vocabulary, build_vocabulary, split_lengths
+from rnnlm_core.vocabulary import Vocabulary, build_vocabulary
 
 Shares = tuple[int, int, int]
 SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_disk() -> Iterator[None]:
+    """Durability is shown in `test_store.py`; here hundreds of small artifacts need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "sync_file", lambda *_: None)
+        yield
 
 
 def _text(store: Store, **files: str | bytes) -> Handle:
@@ -47,8 +60,9 @@ def _built(
     rule: str = "none",
     min_freq: int = 1,
     max_tokens: int = 0,
+    **options: Any,
 ) -> tuple[Corpus, Vocabulary]:
-    tokens = tokenize(text, rule, level, store)
+    tokens = tokenize(text, rule, level, store, shares=shares, **options)
     vocabulary = build_vocabulary(tokens, shares, min_freq, (), store)
     corpus = build_corpus(tokens, vocabulary.handle, shares, max_tokens, store)
     return corpus, Vocabulary.load(store.open(vocabulary.handle))
@@ -79,7 +93,9 @@ def test_the_splits_together_are_the_stream_again(text: str, shares: Shares, row
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.sampled_from(["a", "bb", "the", "中文", "xyzzy"]), min_size=20, max_size=80), st.integers(1, 4))
+@given(
+    st.lists(st.sampled_from(["a", "bb", "the", "中文", "xyzzy", "<unk>"]), min_size=20, max_size=80), st.integers(1, 4)
+)
 def test_the_facts_are_those_of_the_written_ids(words: list[str], min_freq: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -110,6 +126,76 @@ def test_out_of_vocabulary_tokens_are_counted(store: Store) -> None:
     assert _ids(store, corpus) == {"train": [1, 2, 1, 2], "valid": [0, 1], "test": [0, 0]}
     assert [facts.oov_rate for facts in corpus.splits.values()] == [0.0, 0.5, 1.0]
     assert "x" not in vocabulary
+
+
+def test_an_unknown_that_the_text_itself_holds_is_no_missing_word(store: Store) -> None:
+    text = _text(store, train="a <unk> a <unk> rare", valid="<unk> a new", test="a <unk>")
+    corpus, vocabulary = _built(store, text, None, level="word", min_freq=2)
+    assert _ids(store, corpus) == {"train": [1, 0, 1, 0, 0], "valid": [0, 1, 0], "test": [1, 0]}
+    assert [facts.num_unknown for facts in corpus.splits.values()] == [1, 1, 0]
+    assert vocabulary.counts == (3, 2)
+
+
+def test_line_ends_are_predicted_and_counted_like_words(store: Store) -> None:
+    lines = " a b \n \n a \n"
+    corpus, vocabulary = _built(store, _text(store, whole=lines), (1, 0, 0), level="word", eos="line")
+    assert vocabulary.tokens == ("<unk>", "<eos>", "a", "b")
+    assert _ids(store, corpus) == {"train": [2, 3, 1, 1, 2, 1]}
+    assert corpus.splits["train"] == SplitFacts(6, 0, len(lines) - len("a "))
+    cut, _ = corpus_conventions(store.open(corpus.handle))
+    assert cut.about == {"level": "word", "eos": "line"}
+
+
+@pytest.mark.parametrize("level", ["byte", "bpe"])
+def test_bytes_of_any_text_have_ids_and_the_characters_of_the_text(store: Store, level: str) -> None:
+    contents = {"train": "the line, the end\n" * 5, "valid": "die Straße 分开", "test": "👩‍👧 e\u0301\n"}
+    corpus, vocabulary = _built(store, _text(store, **contents), None, level=level, bpe_size=270)
+    cut, _ = corpus_conventions(store.open(corpus.handle))
+    for name, ids in _ids(store, corpus).items():
+        tokens = vocabulary.to_tokens(ids)
+        assert cut.text(tokens) == contents[name]
+        facts = corpus.splits[name]
+        assert facts == SplitFacts(len(ids), 0, len(contents[name]) - cut.widths(tokens[:1])[0])
+    assert read_ids(store.open(corpus.handle) / "valid.parquet").dtype == np.uint16
+
+
+def test_byte_pairs_go_with_their_corpus(store: Store) -> None:
+    text = "the line, the end 分开\n" * 20
+    corpus, _ = _built(store, _text(store, whole=text), (8, 1, 1), level="bpe", bpe_size=270)
+    cut, rule = corpus_conventions(store.open(corpus.handle))
+    assert isinstance(cut, BpeTokenizer)
+    assert (len(cut.alphabet), rule) == (270, "none")
+    (store.path(corpus.handle) / "bpe.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"has a damaged bpe\.json"):
+        store.open(corpus.handle)
+
+
+def test_characters_and_byte_pairs_divide_a_text_at_the_same_places(store: Store) -> None:
+    text = _text(store, whole="the line, the end 分开\n" * 20)
+
+    def parts(level: str) -> dict[str, str]:
+        corpus, vocabulary = _built(store, text, (7, 2, 1), level=level, bpe_size=270)
+        cut: Tokenizer = corpus_conventions(store.open(corpus.handle))[0]
+        return {name: cut.text(vocabulary.to_tokens(ids)) for name, ids in _ids(store, corpus).items()}
+
+    assert parts("bpe") == parts("char")
+
+
+@pytest.mark.parametrize("level", ["char", "bpe"])
+def test_a_split_of_which_nothing_is_left_is_refused(store: Store, level: str) -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 60)))
+    with pytest.raises(DataError, match=r"0 tokens in split `valid`"):
+        _built(store, _text(store, whole=text), (90, 1, 9), level=level, bpe_size=257)
+
+
+def test_max_chars_shortens_the_text_before_it_is_divided(store: Store) -> None:
+    corpus, vocabulary = _built(store, _text(store, whole="abcdefghij" * 10), (8, 1, 1), max_chars=20)
+    ids = _ids(store, corpus)
+    assert {name: "".join(vocabulary.to_tokens(ids[name])) for name in ids} == {
+        "train": "abcdefghijabcdef",
+        "valid": "gh",
+        "test": "ij",
+    }
 
 
 def test_max_tokens_shortens_training_alone(store: Store) -> None:
@@ -172,6 +258,7 @@ def test_the_schema_names_where_the_ids_come_from(store: Store) -> None:
     metadata = pq.read_schema(store.open(corpus.handle) / "test.parquet").metadata
     assert metadata == {
         b"rnnlm.level": b"word",
+        b"rnnlm.eos": b"none",
         b"rnnlm.normalizer": b"letters",
         b"rnnlm.tokens": tokens.handle.sha256.encode(),
         b"rnnlm.vocabulary": vocabulary.handle.sha256.encode(),
@@ -183,7 +270,8 @@ def test_facts_and_conventions_lie_beside_the_ids(store: Store) -> None:
     corpus, _ = _built(store, _text(store, whole="The end. " * 20), (8, 1, 1), level="word", rule="letters")
     folder = store.open(corpus.handle)
     assert corpus_facts(folder) == corpus.splits
-    assert corpus_conventions(folder) == ("word", "letters")
+    cut, rule = corpus_conventions(folder)
+    assert (type(cut), cut.about, rule) == (WordTokenizer, {"level": "word", "eos": "none"}, "letters")
     assert set(json.loads((folder / "corpus.json").read_text())["splits"]) == {"train", "valid", "test"}
 
 
@@ -247,15 +335,29 @@ def test_shakespeare_is_split_as_published(store: Store, mirror: Path) -> None:
     assert "".join(vocabulary.to_tokens(valid.tolist())) == text.decode()[1_003_854:]
 
 
-def test_the_given_splits_of_ptb_have_nothing_out_of_vocabulary(store: Store, mirror: Path) -> None:
-    files = {name: (mirror / "ptb" / f"ptb.{name}.txt").read_bytes() for name in SPLITS}
-    corpus, vocabulary = _built(store, _text(store, **files), None, level="word")
-    ids = _ids(store, corpus)
-    for name in SPLITS:
-        words = files[name].decode().split()
-        assert vocabulary.to_tokens(ids[name]) == words
-        assert corpus.splits[name].num_tokens == len(words)
-        assert corpus.splits[name].num_unknown == words.count("<unk>")  # written so by its publisher
+@pytest.mark.parametrize(
+    ("files", "size", "num_tokens"),
+    [
+        ("ptb/ptb.{}.txt", 10_000, (929_589, 73_760, 82_430)),
+        ("wikitext-2/{}.txt", 33_278, (2_088_628, 217_646, 245_569)),
+    ],
+)
+def test_the_given_splits_have_their_published_sizes_and_nothing_out_of_vocabulary(
+    store: Store, mirror: Path, files: str, size: int, num_tokens: Shares
+) -> None:
+    contents = {name: (mirror / files.format(name)).read_bytes() for name in SPLITS}
+    corpus, vocabulary = _built(store, _text(store, **contents), None, level="word", eos="line")
+    assert len(vocabulary) == size
+    assert tuple(corpus.splits[name].num_tokens for name in SPLITS) == num_tokens
+    folder = store.open(corpus.handle)
+    for name, facts in corpus.splits.items():
+        assert facts.num_unknown == 0  # `<unk>` is a word of the published text
+        text = contents[name].decode()
+        tokens = text.replace("\n", " <eos> ").split()
+        assert read_ids(folder / f"{name}.parquet").tolist() == vocabulary[tokens]
+        # A line is written ` w w w \n`: all of the file but its first word and that word's space.
+        first = 2 if tokens[0] == "<eos>" else len(tokens[0]) + 1
+        assert facts.predicted_chars == len(text) - first
 
 
 def test_the_first_characters_of_the_time_machine(store: Store, mirror: Path) -> None:

@@ -1,6 +1,8 @@
 import hashlib
+import io
 import socket
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -254,6 +256,81 @@ def test_the_real_corpora_are_found_in_a_mirror_folder(
     for entry in CATALOGUE.values():
         text = download(resolve(entry.name), store)
         assert text.sha256 == dict(resolve(entry.name).files)
+
+
+# ---------------------------------------------------------------- archives
+
+
+def _zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.txt", content)
+    return buffer.getvalue()
+
+
+def _publish_archive(monkeypatch: pytest.MonkeyPatch, folder: Path, archive: bytes, promised: bytes = NOVEL) -> Source:
+    """Let the catalogue's `lyrics` be an archive in a mirror folder whose `novel.txt` is promised to be `promised`."""
+    entry = CATALOGUE["lyrics"]
+    (folder / "novel.zip").write_bytes(archive)
+    digests = {"sha256": _sha256(archive), "member_sha256": _sha256(promised)}
+    file = replace(
+        entry.files[0], name="novel.zip", num_bytes=len(archive), member="novel.txt", addresses=(), **digests
+    )
+    monkeypatch.setitem(CATALOGUE, "lyrics", replace(entry, files=(file,)))
+    monkeypatch.setenv("RNNLM_MIRROR", str(folder))
+    return resolve("lyrics")
+
+
+def test_of_an_archive_the_text_is_kept(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _publish_archive(monkeypatch, tmp_path, _zipped(novel=NOVEL, other=b"something else"))
+    assert source.files == (("whole", _sha256(NOVEL)),)
+    assert _brought(source, store) == {"whole": NOVEL}
+    assert [path.name for path in tmp_path.iterdir() if path != store.root] == ["novel.zip"]
+
+
+def test_a_text_from_an_archive_has_the_handle_of_the_text(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "novel.txt").write_bytes(NOVEL)
+    packed = download(_publish_archive(monkeypatch, tmp_path, _zipped(novel=NOVEL)), store)
+    assert packed == download(resolve(str(tmp_path / "novel.txt")), store)
+
+
+@pytest.mark.parametrize("archive", [NOVEL, b"", _zipped(other=NOVEL)], ids=["no zip", "nothing", "no such member"])
+def test_an_archive_without_the_text_is_refused(
+    archive: bytes, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _publish_archive(monkeypatch, tmp_path, archive)
+    with pytest.raises(IntegrityError, match=r"not a zip archive with novel\.txt: .*novel\.zip: download it again"):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_an_archive_with_another_text_is_refused(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _publish_archive(monkeypatch, tmp_path, _zipped(novel=b"another text"))
+    with pytest.raises(IntegrityError, match=f"{_sha256(NOVEL)} .*{_sha256(b'another text')}"):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_an_archive_that_is_not_the_published_one_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _publish_archive(monkeypatch, tmp_path, _zipped(novel=NOVEL))
+    (tmp_path / "novel.zip").write_bytes(_zipped(novel=NOVEL, other=b""))
+    with pytest.raises(IntegrityError, match=r"digest mismatch, expected sha256 .*novel\.zip has sha256"):
+        download(source, store)
+
+
+def test_the_lyrics_come_out_of_their_archive(store: Store, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_MIRROR", str(mirror))
+    (content,) = _brought(resolve("lyrics"), store).values()
+    assert len(content.decode()) == 63_282
+    assert content.decode().startswith("想要有直升机\n")
+
+
+# ---------------------------------------------------------------- one text, many places
 
 
 def test_the_same_text_has_the_same_handle_from_anywhere(

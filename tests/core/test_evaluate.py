@@ -1,5 +1,7 @@
 import math
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +11,15 @@ from torch.nn import functional as F
 
 from rnnlm_core import evaluate as evaluate_module
 from rnnlm_core.config import CELLS, ModelConfig
-from rnnlm_core.corpus import read_ids
-from rnnlm_core.errors import IntegrityError
+from rnnlm_core.corpus import build_corpus, read_ids
+from rnnlm_core.download import download, resolve
+from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.evaluate import evaluate, perplexity, stream_loss
+from rnnlm_core.levels import tokenizer
 from rnnlm_core.model import LanguageModel, save_model
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.vocabulary import Vocabulary
+from rnnlm_core.tokenize import tokenize
+from rnnlm_core.vocabulary import Vocabulary, build_vocabulary
 
 V = 9
 IDS = torch.randint(0, V, (50,), generator=torch.Generator().manual_seed(0)).int()
@@ -92,10 +97,12 @@ def test_perplexity_is_exp_of_the_loss_and_inf_where_that_overflows(loss: float,
 # On a corpus
 
 
-def publish(store: Store, built: Any, level: str) -> tuple[Handle, LanguageModel]:
+def publish(store: Store, built: Any, level: str, eos: str = "none") -> tuple[Handle, LanguageModel]:
     model = model_of(vocabulary_size=built.vocabulary_size).eval()
     with store.draft("model") as draft:
-        save_model(draft.folder, model, Vocabulary.load(store.open(built.vocabulary)), level, "none", {})
+        about = {"vocabulary": built.vocabulary.sha256}
+        words = Vocabulary.load(store.open(built.vocabulary))
+        save_model(draft.folder, model, words, tokenizer(level, eos), "none", about)
         return draft.publish(), model
 
 
@@ -127,6 +134,54 @@ def test_unknown_tokens_are_counted(build: Any, store: Store) -> None:
     handle, _ = publish(store, built, "char")
     rates = {split: evaluate(handle, built.corpus, split, store).oov_rate for split in ("train", "valid", "test")}
     assert rates == {"train": 0, "valid": 0, "test": 2 / 9}
+
+
+def test_eos_is_a_token_of_two_characters_that_the_result_names(store: Store, tmp_path: Path) -> None:
+    lines = ["one two three", "two one", "", "three one two"] * 10
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(line + "\n" for line in lines))
+    shares = (60, 20, 20)
+    tokens = tokenize(download(resolve(str(path)), store).handle, "none", "word", store, eos="line")
+    words = build_vocabulary(tokens, shares, 1, (), store)
+    corpus = build_corpus(tokens, words.handle, shares, 0, store)
+    built = SimpleNamespace(vocabulary=words.handle, vocabulary_size=words.size)
+    handle, _ = publish(store, built, "word", "line")
+    found = evaluate(handle, corpus.handle, "test", store)
+    stream = [token for line in lines for token in [*line.split(), "<eos>"]]
+    predicted = stream[len(stream) - found.num_tokens + 1 :]
+    assert (found.eos, found.num_tokens) == ("line", len(stream) // 5)
+    assert "<eos>" in predicted
+    chars = sum(2 if word == "<eos>" else len(word) + 1 for word in predicted)
+    assert found.bits_per_char == pytest.approx(found.loss * len(predicted) / math.log(2) / chars, rel=1e-12)
+
+
+def test_a_corpus_without_eos_says_so(words: Any, store: Store) -> None:
+    handle, _ = publish(store, words, "word")
+    assert evaluate(handle, words.corpus, "test", store).eos == "none"
+
+
+def test_a_corpus_with_other_ids_is_refused(build: Any, store: Store) -> None:
+    one, other = build("abcabcbca" * 20), build("cbacbaabc" * 20)
+    handle, _ = publish(store, one, "char")
+    assert evaluate(handle, one.corpus, "test", store).num_tokens == 18
+    with pytest.raises(DataError, match=f"model and corpus have different vocabularies: .*{other.corpus.sha256[:12]}"):
+        evaluate(handle, other.corpus, "test", store)
+
+
+def test_an_infinite_perplexity_stays_infinite(characters: Any, store: Store) -> None:
+    model = model_of(vocabulary_size=characters.vocabulary_size)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.zero_()[0] = 1e4  # all on <unk>, which never occurs
+    words = Vocabulary.load(store.open(characters.vocabulary))
+    with store.draft("model") as draft:
+        about = {"vocabulary": characters.vocabulary.sha256}
+        save_model(draft.folder, model, words, tokenizer("char"), "none", about)
+        handle = draft.publish()
+    found = evaluate(handle, characters.corpus, "test", store)
+    assert found.perplexity == math.inf
+    assert found.loss == pytest.approx(1e4)
+    assert found.bits_per_char == pytest.approx(1e4 / math.log(2))
 
 
 def test_a_missing_model_is_told(characters: Any, store: Store) -> None:

@@ -1,9 +1,16 @@
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
 
+from rnnlm_core import generate as generate_module
 from rnnlm_core.config import CELLS, GenerateConfig, ModelConfig
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.generate import (
@@ -11,31 +18,60 @@ from rnnlm_core.generate import (
     Sample,
     continue_ids,
     continue_text,
+    continue_texts,
     generate,
     opening,
     prefix_tokens,
+    probabilities,
+    stream_text,
 )
+from rnnlm_core.levels import BYTES, tokenizer
 from rnnlm_core.model import LanguageModel, SavedModel, load_model, save_model
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.vocabulary import Vocabulary
 
 LETTERS = Vocabulary(dict.fromkeys("abcdefgh ", 9))
 WORDS = Vocabulary(dict.fromkeys(("time", "and", "the", "traveller"), 9))
+LINES = Vocabulary(dict.fromkeys(("time", "and", "<eos>", "the", "traveller"), 9))
+ALL_BYTES = Vocabulary(dict.fromkeys(BYTES, 9))
 
 
 def saved_model(
-    vocabulary: Vocabulary = LETTERS, level: str = "char", normalizer: str = "none", cell: str = "gru"
+    vocabulary: Vocabulary = LETTERS,
+    level: str = "char",
+    normalizer: str = "none",
+    cell: str = "gru",
+    eos: str = "none",
 ) -> SavedModel:
     torch.manual_seed(0)
     model = LanguageModel(cell, len(vocabulary), ModelConfig(hidden_size=6, num_layers=2)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(4)  # far from uniform: greedy text varies
-    return SavedModel(model, vocabulary, level, normalizer, {})
+    return SavedModel(model, vocabulary, tokenizer(level, eos), normalizer, {})
+
+
+def memoryless(logits: Tensor, vocabulary: Vocabulary = LETTERS, eos: str = "none", level: str = "char") -> SavedModel:
+    """A model whose logits are the same after whatever came before."""
+    saved = saved_model(vocabulary, level, eos=eos)
+    with torch.no_grad():
+        saved.model.output.weight.zero_()
+        saved.model.output.bias.copy_(logits)
+    return saved
+
+
+def following(model: LanguageModel, ids: list[int], count: int, config: GenerateConfig) -> list[int]:
+    return [token for (token,) in islice(continue_ids(model, [ids], config), count)]
 
 
 def draws(model: LanguageModel, count: int, temperature: float, seed: int = 0) -> list[int]:
-    return list(islice(continue_ids(model, [1], temperature, torch.Generator().manual_seed(seed)), count))
+    return following(model, [1], count, GenerateConfig(temperature=temperature, seed=seed))
+
+
+def added(saved: SavedModel, prefix: str, config: GenerateConfig) -> str:
+    sample = continue_text(saved, prefix, config)
+    assert sample.text.startswith(sample.prefix)
+    return sample.text.removeprefix(sample.prefix)
 
 
 # Drawing
@@ -56,14 +92,11 @@ def test_greedy_takes_the_most_likely_token_after_all_that_came_before(cell: str
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_at_the_temperature(temperature: float) -> None:
-    model = saved_model().model
     logits = torch.linspace(-2, 2, len(LETTERS))
-    with torch.no_grad():
-        model.output.weight.zero_()
-        model.output.bias.copy_(logits)
-    counts = torch.bincount(torch.tensor(draws(model, 3000, temperature)), minlength=len(LETTERS))
+    model = memoryless(logits).model
+    counts = torch.bincount(torch.tensor(draws(model, 2000, temperature)), minlength=len(LETTERS))
     expected = torch.softmax(logits / temperature, dim=0)
-    assert (counts / 3000 - expected).abs().max() < 0.03
+    assert (counts / 2000 - expected).abs().max() < 0.03
 
 
 def test_cold_draws_are_greedy() -> None:
@@ -92,11 +125,11 @@ def test_drawing_neither_uses_nor_moves_the_random_state_of_the_caller() -> None
 
 
 def test_between_two_draws_the_caller_computes_as_always() -> None:
-    following = continue_ids(saved_model().model, [1], 0.0, torch.Generator())
-    next(following)
+    steps = continue_ids(saved_model().model, [[1]], GenerateConfig())
+    next(steps)
     assert not torch.is_inference_mode_enabled()
     assert torch.ones(1, requires_grad=True).exp().requires_grad
-    next(following)
+    next(steps)
 
 
 @pytest.mark.parametrize("length", [1, 2, 57])
@@ -112,6 +145,248 @@ def test_words_are_joined_with_spaces() -> None:
     assert sample.prefix == "time and the"
     assert sample.text.startswith("time and the ")
     assert len(sample.text.split(" ")) == 8
+
+
+# Drawing among the likeliest
+
+
+def brute_force(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    """Sort, keep k, keep until p is reached, scale: with lists. Equal tokens are kept in the order of their ids."""
+    powers = [math.exp(logit / temperature) for logit in logits]
+    order = sorted(range(len(logits)), key=lambda i: (-powers[i], i))
+    kept = order[:top_k] if top_k else order
+    total = math.fsum(powers[i] for i in kept)
+    nucleus: list[int] = []
+    for i in kept:
+        if top_p < 1 and math.fsum(powers[j] for j in nucleus) / total >= top_p:
+            break
+        nucleus.append(i)
+        assume(abs(math.fsum(powers[j] for j in nucleus) / total - top_p) > 1e-9 or top_p == 1)
+    total = math.fsum(powers[i] for i in nucleus)
+    return [powers[i] / total if i in nucleus else 0.0 for i in range(len(logits))]
+
+
+@given(
+    logits=st.lists(st.integers(-8, 8).map(lambda n: n / 2), min_size=1, max_size=9),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    top_k=st.integers(0, 10),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 0.999)),
+)
+def test_probabilities_are_those_of_the_likeliest(
+    logits: list[float], temperature: float, top_k: int, top_p: float
+) -> None:
+    expected = brute_force(logits, temperature, top_k, top_p)
+    found = probabilities(torch.tensor(logits), temperature, top_k, top_p)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+    assert [p > 0 for p in found.tolist()] == [p > 0 for p in expected]
+
+
+def test_the_token_that_reaches_the_sum_is_among_the_nucleus() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert probabilities(logits, 1.0, top_p=0.79).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert probabilities(logits, 1.0, top_p=0.81).tolist() == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0])
+    assert probabilities(logits, 1.0, top_p=1e-9).tolist() == [1, 0, 0, 0]
+
+
+def test_the_nucleus_is_of_what_top_k_left() -> None:
+    logits = torch.tensor([0.4, 0.2, 0.2, 0.2]).log()
+    assert probabilities(logits, 1.0, top_k=2, top_p=0.65).tolist() == [1, 0, 0, 0]  # 0.4 of 0.6 is more than 0.65
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"top_p": 1e-6}], ids=str)
+def test_only_the_likeliest_is_greedy(changes: dict[str, Any]) -> None:
+    saved = saved_model()
+    drawn = GenerateConfig(length=30, temperature=2.0, seed=3, **changes)
+    assert added(saved, "ab", drawn) == added(saved, "ab", GenerateConfig(length=30))
+
+
+@pytest.mark.parametrize(("changes", "possible"), [({"top_k": 3}, {7, 8, 9}), ({"top_p": 0.5}, {8, 9})], ids=str)
+def test_nothing_but_the_likeliest_is_drawn(changes: dict[str, Any], possible: set[int]) -> None:
+    model = memoryless(torch.arange(len(LETTERS)) / 2).model
+    config = GenerateConfig(temperature=1.0, **changes)
+    assert len(LETTERS) == 10
+    assert set(following(model, [1], 300, config)) == possible
+
+
+# Repetition
+
+
+@pytest.mark.parametrize("shift", [0.0, -6.0, 6.0], ids=["mixed", "negative", "positive"])
+def test_what_occurred_is_divided_when_positive_and_multiplied_when_negative(shift: float) -> None:
+    logits = torch.linspace(-2, 2, len(LETTERS)).double() + shift
+    saved = memoryless(logits)
+    saved.model.double()
+    prefix, seen, expected = [9, 3], {9, 3}, []
+    for _ in range(20):
+        adjusted = [
+            (value / 1.3 if value > 0 else value * 1.3) if i in seen else value
+            for i, value in enumerate(logits.tolist())
+        ]
+        expected.append(max(range(len(adjusted)), key=adjusted.__getitem__))
+        seen.add(expected[-1])
+    assert following(saved.model, prefix, 20, GenerateConfig(repetition_penalty=1.3)) == expected
+    assert len(set(expected)) > 1
+
+
+def test_a_penalty_of_one_changes_nothing() -> None:
+    saved = saved_model()
+    config = GenerateConfig(length=30, temperature=1.0)
+    plain = added(saved, "ab", config)
+    assert added(saved, "ab", replace(config, repetition_penalty=1.0)) == plain
+    assert added(saved, "ab", replace(config, repetition_penalty=5.0)) != plain
+
+
+# Several prefixes at once
+
+PREFIXES = ("a", "abba", "hgfedcba abc", "a")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        GenerateConfig(length=25),
+        GenerateConfig(length=25, temperature=1.0, seed=5),
+        GenerateConfig(length=25, temperature=1.5, top_k=5, top_p=0.9, repetition_penalty=1.5),
+        GenerateConfig(length=6, beam=3),
+        GenerateConfig(length=25, stop=("c",)),
+    ],
+    ids=["greedy", "drawn", "nucleus", "beam", "stop"],
+)
+def test_prefixes_of_different_lengths_are_continued_as_if_alone(config: GenerateConfig, cell: str) -> None:
+    saved = saved_model(cell=cell)
+    with torch.no_grad():
+        for parameter in saved.model.parameters():
+            parameter.mul_(3 if parameter.dim() > 1 else 0)  # what came before counts
+    together = continue_texts(saved, PREFIXES, config)
+    assert together == tuple(continue_text(saved, prefix, config) for prefix in PREFIXES)
+    assert len({sample.text.removeprefix(sample.prefix) for sample in together}) == 3
+
+
+# Stop tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stop_token_ends_the_sample_and_is_no_part_of_it(temperature: float) -> None:
+    saved = saved_model()
+    config = GenerateConfig(length=40, temperature=temperature)
+    ids = following(saved.model, saved.vocabulary[list("ab")], 40, config)
+    last = next(i for i in range(3, 40) if ids[i] not in ids[:i] and ids[i])  # a token that is new there
+    stop = saved.vocabulary.to_tokens(ids[last])
+    expected = "".join(saved.vocabulary.to_tokens(ids[:last]))
+    assert added(saved, "ab", replace(config, stop=(stop,))) == expected
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_a_stop_token_met_at_once_adds_nothing(beam: int) -> None:
+    logits = torch.zeros(len(LETTERS))
+    logits[LETTERS["c"]] = 9
+    saved = memoryless(logits)
+    config = GenerateConfig(length=5, stop=("c",), beam=beam)
+    assert continue_text(saved, "ab", config) == Sample("ab", "ab")
+    assert "".join(stream_text(saved, "ab", config)) == "ab"
+
+
+def test_the_prefix_may_hold_a_stop_token() -> None:
+    saved = memoryless(torch.nn.functional.one_hot(torch.tensor(LETTERS["a"]), len(LETTERS)).float())
+    assert added(saved, "cc", GenerateConfig(length=3, stop=("c",))) == "aaa"
+
+
+def test_each_of_several_stop_tokens_ends_a_sample() -> None:
+    saved = saved_model()
+    free = added(saved, "ab", GenerateConfig(length=40)).replace("<unk>", "?")
+    stops = tuple(sorted(set(free) - {"?"}))[:2]
+    assert len(stops) == 2
+    shortest = min(free.index(stop) for stop in stops)
+    text = added(saved, "ab", GenerateConfig(length=40, stop=stops)).replace("<unk>", "?")
+    assert text == free[:shortest]
+
+
+def test_a_line_end_stops_where_lines_end_in_eos() -> None:
+    logits = torch.zeros(len(LINES))
+    logits[LINES["<eos>"]] = 9
+    saved = memoryless(logits, LINES, "line", "word")
+    assert added(saved, "the time", GenerateConfig(length=3, stop=("\n",))) == ""
+    assert added(saved, "the time", GenerateConfig(length=3, stop=("<eos>",))) == ""
+    assert added(saved, "the time", GenerateConfig(length=2)) == "\n\n"
+
+
+@pytest.mark.parametrize(("level", "stop"), [("char", "z"), ("char", "ab"), ("word", "zoo"), ("word", "the time")])
+def test_a_stop_that_is_no_token_of_the_model_is_refused(level: str, stop: str) -> None:
+    saved = saved_model(WORDS if level == "word" else LETTERS, level)
+    prefix = "the" if level == "word" else "a"
+    for config in (GenerateConfig(length=2, stop=(stop,)), GenerateConfig(length=2, stop=(stop,), beam=2)):
+        with pytest.raises(UsageError, match=rf"single tokens of the model \(level {level}\): '{stop}'"):
+            continue_text(saved, prefix, config)
+
+
+# Text, piece by piece
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "level", "eos", "prefix"),
+    [
+        (LETTERS, "char", "none", "abba"),
+        (WORDS, "word", "none", " the  time"),
+        (LINES, "word", "line", "the time\nand"),
+        (ALL_BYTES, "byte", "none", "时间 and"),
+    ],
+    ids=["char", "word", "eos", "byte"],
+)
+@pytest.mark.parametrize(
+    "config",
+    [GenerateConfig(length=30), GenerateConfig(length=30, temperature=1.0, seed=2), GenerateConfig(length=5, beam=3)],
+    ids=["greedy", "drawn", "beam"],
+)
+def test_the_pieces_of_a_stream_are_the_text(
+    config: GenerateConfig, vocabulary: Vocabulary, level: str, eos: str, prefix: str
+) -> None:
+    saved = saved_model(vocabulary, level, eos=eos)
+    assert "".join(stream_text(saved, prefix, config)) == continue_text(saved, prefix, config).text
+
+
+def test_a_stream_ends_at_a_stop_token() -> None:
+    saved = saved_model()
+    free = added(saved, "ab", GenerateConfig(length=40)).replace("<unk>", "?")
+    stop = next(character for character in free[2:] if character != "?")
+    config = GenerateConfig(length=40, stop=(stop,))
+    assert "".join(stream_text(saved, "ab", config)) == continue_text(saved, "ab", config).text
+
+
+def test_chinese_bytes_are_shown_when_their_character_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = saved_model(ALL_BYTES, "byte")
+    coming = ALL_BYTES[saved.tokenizer.split("旅行者é!")]
+    assert len(coming) == 12
+    monkeypatch.setattr(generate_module, "continue_ids", lambda *_: iter([[token] for token in coming]))
+    pieces = list(stream_text(saved, "时间", GenerateConfig(length=12)))
+    assert [piece for piece in pieces if piece] == list("时间旅行者é!")
+    assert continue_text(saved, "时间", GenerateConfig(length=12)) == Sample("时间", "时间旅行者é!")
+
+
+def test_bytes_that_are_no_character_are_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = saved_model(ALL_BYTES, "byte")
+    coming = ALL_BYTES[[BYTES[0xE6], BYTES[0x97], BYTES[0x41]]]
+    monkeypatch.setattr(generate_module, "continue_ids", lambda *_: iter([[token] for token in coming]))
+    config = GenerateConfig(length=3)
+    assert continue_text(saved, "a", config).text == "a\ufffdA"
+    assert "".join(stream_text(saved, "a", config)) == "a\ufffdA"
+    assert continue_text(saved, "a", replace(config, length=2)).text == "a\ufffd"
+
+
+def test_a_stream_comes_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+
+    def counted(*_: object) -> Iterator[list[int]]:
+        for token in (1, 2, 3):
+            computed.append(token)
+            yield [token]
+
+    monkeypatch.setattr(generate_module, "continue_ids", counted)
+    pieces = stream_text(saved_model(), "ba", GenerateConfig(length=3))
+    assert [next(pieces), next(pieces), len(computed)] == ["b", "a", 0]
+    assert [next(pieces), len(computed)] == ["a", 1]
+    assert list(pieces) == ["b", "c"]
 
 
 # Prefixes
@@ -153,7 +428,7 @@ def test_unknown_tokens_are_read_as_unk_with_a_warning() -> None:
     warnings: list[str] = []
     sample = continue_text(saved, "azà", GenerateConfig(length=9), warnings.append)
     assert warnings == ["prefix has characters outside the vocabulary, read as <unk>: 'z', 'à'"]
-    ids = list(islice(continue_ids(saved.model, [saved.vocabulary["a"], 0, 0], 0, torch.Generator()), 9))
+    ids = following(saved.model, [saved.vocabulary["a"], 0, 0], 9, GenerateConfig())
     assert sample == Sample("azà", "azà" + "".join(saved.vocabulary.to_tokens(ids)))
 
 
@@ -169,7 +444,7 @@ def test_a_known_prefix_warns_of_nothing() -> None:
 def publish(store: Store, built: Any, level: str) -> Handle:
     saved = saved_model(Vocabulary.load(store.open(built.vocabulary)), level)
     with store.draft("model") as draft:
-        save_model(draft.folder, saved.model, saved.vocabulary, level, "none", {})
+        save_model(draft.folder, saved.model, saved.vocabulary, tokenizer(level), "none", {})
         return draft.publish()
 
 
@@ -204,7 +479,7 @@ def test_a_split_that_opens_with_unknown_characters_is_read_as_its_tokens(build:
     saved = load_model(store.open(handle))
     a, b = saved.vocabulary["a"], saved.vocabulary["b"]
     opened = [0, b, 0, a, 0, b, 0, a]
-    ids = list(islice(continue_ids(saved.model, opened, 0, torch.Generator()), 6))
+    ids = following(saved.model, opened, 6, GenerateConfig())
     assert warnings == []
     assert sample.prefix == "".join(saved.vocabulary.to_tokens(opened))
     assert sample.text == sample.prefix + "".join(saved.vocabulary.to_tokens(ids))

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError
+from rnnlm_core.levels import tokenizer
 from rnnlm_core.model import (
     ABOUT,
     WEIGHTS,
@@ -28,7 +30,7 @@ V, HIDDEN, STEPS = 7, 5, 6
 every_cell = pytest.mark.parametrize("cell", CELLS)
 
 
-def model_of(cell: str, seed: int = 0, **config: float) -> LanguageModel:
+def model_of(cell: str, seed: int = 0, **config: Any) -> LanguageModel:
     torch.manual_seed(seed)
     return LanguageModel(cell, V, ModelConfig(hidden_size=HIDDEN, **config))
 
@@ -174,6 +176,50 @@ def test_dropout_works_in_training_mode_only() -> None:
     assert torch.equal(model.eval()(ids, state)[0], model(ids, state)[0])
 
 
+# Tied weights
+
+TIED = {"embedding_size": HIDDEN, "tie_weights": True}
+
+
+@every_cell
+@pytest.mark.parametrize("implementation", ["concise", "scratch"])
+def test_tied_weights_are_one_tensor(cell: str, implementation: str) -> None:
+    model = model_of(cell, implementation=implementation, **TIED)
+    free = model_of(cell, implementation=implementation, embedding_size=HIDDEN)
+    assert model.embedding is not None
+    assert model.embedding.weight is model.output.weight
+    assert num_parameters(free) - num_parameters(model) == V * HIDDEN
+    assert free.weights().keys() - model.weights().keys() == {"output.weight"}
+
+
+def test_tied_weights_start_as_those_of_an_output() -> None:
+    assert model_of("gru", **TIED).output.weight.abs().max() <= HIDDEN**-0.5
+
+
+def test_a_tied_weight_has_the_gradients_of_both_its_uses() -> None:
+    model = model_of("lstm", **TIED).double()
+    peer = model_of("lstm", embedding_size=HIDDEN).double()
+    peer.load_state_dict({**model.weights(), "output.weight": model.output.weight.detach().clone()})
+    for one in (model, peer):
+        one(ids_of(3), one.initial_state(3))[0].square().sum().backward()
+    both = peer.embedding.weight.grad + peer.output.weight.grad
+    torch.testing.assert_close(model.output.weight.grad, both, rtol=0, atol=1e-12)
+
+
+def test_weights_taken_over_stay_tied() -> None:
+    model, other = model_of("gru", seed=1, **TIED), model_of("gru", seed=2, **TIED)
+    other.set_weights(model.weights())
+    assert other.embedding.weight is other.output.weight
+    state = model.initial_state(2)
+    assert torch.equal(other(ids_of(2), state)[0], model(ids_of(2), state)[0])
+
+
+def test_weights_that_lack_a_tensor_are_refused() -> None:
+    model = model_of("gru")
+    with pytest.raises(RuntimeError, match=r"output\.bias"):
+        model.set_weights({name: tensor for name, tensor in model.weights().items() if name != "output.bias"})
+
+
 # Files
 
 
@@ -183,7 +229,7 @@ VOCABULARY = Vocabulary({c: 9 - i for i, c in enumerate("abcdef")})
 def saved(folder: Path, cell: str = "lstm", seed: int = 0) -> LanguageModel:
     folder.mkdir(parents=True, exist_ok=True)
     model = model_of(cell, seed, num_layers=2, embedding_size=3, dropout=0.25)
-    save_model(folder, model, VOCABULARY, "char", "letters", {"note": 1})
+    save_model(folder, model, VOCABULARY, tokenizer("char"), "letters", {"note": 1})
     return model
 
 
@@ -192,11 +238,43 @@ def test_a_saved_model_comes_back_whole(cell: str, tmp_path: Path) -> None:
     model = saved(tmp_path, cell).eval()
     loaded = load_model(tmp_path)
     assert not loaded.model.training
-    assert (loaded.level, loaded.normalizer, loaded.about) == ("char", "letters", {"note": 1})
+    assert (loaded.tokenizer.level, loaded.normalizer, loaded.about) == ("char", "letters", {"note": 1})
     assert (loaded.model.cell, loaded.model.config) == (cell, model.config)
     assert (loaded.vocabulary.tokens, loaded.vocabulary.counts) == (VOCABULARY.tokens, VOCABULARY.counts)
     state = model.initial_state(2)
     assert torch.equal(loaded.model(ids_of(2), state)[0], model(ids_of(2), state)[0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"implementation": "scratch"}, {"implementation": "scratch", "reset_gate": "after"}, TIED, {"init": "uniform"}],
+    ids=["scratch", "scratch-after", "tied", "uniform"],
+)
+@every_cell
+def test_every_kind_of_model_comes_back_exactly(cell: str, config: dict[str, Any], tmp_path: Path) -> None:
+    model = model_of(cell, **config).eval()
+    save_model(tmp_path, model, VOCABULARY, tokenizer("word", "line"), "none", {})
+    loaded = load_model(tmp_path)
+    assert loaded.model.config == model.config
+    assert loaded.tokenizer.about == {"level": "word", "eos": "line"}
+    assert num_parameters(loaded.model) == num_parameters(model)
+    assert loaded.model.weights().keys() == model.weights().keys()
+    assert all(torch.equal(loaded.model.weights()[name], tensor) for name, tensor in model.weights().items())
+    if config is TIED:
+        assert loaded.model.embedding.weight is loaded.model.output.weight
+
+
+def test_a_model_of_the_first_format_is_read(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    content = json.loads((tmp_path / ABOUT).read_text())
+    del content["tokenizer"]
+    sizes = ("hidden_size", "num_layers", "embedding_size", "dropout")
+    content |= {"format": 1, "level": "char", "model": {name: content["model"][name] for name in sizes}}
+    (tmp_path / ABOUT).write_text(json.dumps(content))
+    loaded = load_model(tmp_path)
+    assert loaded.tokenizer.about == {"level": "char", "eos": "none"}
+    state = model.initial_state(2)
+    assert torch.equal(loaded.model(ids_of(2), state)[0], model.eval()(ids_of(2), state)[0])
 
 
 def test_equal_models_give_equal_bytes(store: Store) -> None:
@@ -211,8 +289,8 @@ def test_equal_models_give_equal_bytes(store: Store) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     content = json.loads((tmp_path / ABOUT).read_text())
-    (tmp_path / ABOUT).write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(IntegrityError, match=r"model format 2 is newer than 1: .*: upgrade rnnlm"):
+    (tmp_path / ABOUT).write_text(json.dumps({**content, "format": 3}))
+    with pytest.raises(IntegrityError, match=r"model format 3 is newer than 2: .*: upgrade rnnlm"):
         load_model(tmp_path)
 
 

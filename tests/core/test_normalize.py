@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.normalize import NORMALIZERS, normalizer, read_blocks
-from rnnlm_core.tokenize import normalized_blocks
+from rnnlm_core.tokenize import Part
 
 TEXTS = st.text(st.sampled_from("aB \n\r\t.é中\u00a0\u2028") | st.characters(exclude_categories=["Cs"]), max_size=60)
 BLOCKS = st.integers(1, 40)
@@ -30,6 +30,10 @@ def _read(content: bytes, block_bytes: int = 1 << 20) -> list[str]:
 def _normalized(name: str, content: bytes, block_bytes: int = 1 << 20, level: str = "char") -> str:
     joined = "".join(normalizer(name).blocks(iter(_read(content, block_bytes))))
     return joined.replace("\n", "") if normalizer(name).joins_lines and level == "char" else joined
+
+
+def _corpus(path: Path, name: str, join_lines: bool = True) -> str:
+    return "".join(Part(path, normalizer(name)).blocks(join_lines))
 
 
 def _plain(text: str) -> str:
@@ -101,19 +105,19 @@ def test_a_prefix_is_normalised_like_a_text_that_goes_on(name: str) -> None:
 
 
 def test_the_time_machine_by_lines_has_the_book_s_length(mirror: Path) -> None:
-    text = "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS["d2l-lines"], "char"))
+    text = _corpus(mirror / "timemachine.txt", "d2l-lines")
     assert len(text) == 170_580
     assert text.startswith("the time machine by h g wells")
 
 
 def test_the_time_machine_as_a_whole_has_the_book_s_length(mirror: Path) -> None:
-    text = "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS["d2l-whole"], "char"))
+    text = _corpus(mirror / "timemachine.txt", "d2l-whole")
     assert len(text) == 173_428
 
 
 def test_the_letters_of_the_time_machine_have_the_words_of_the_whole_edition(mirror: Path) -> None:
     letters, whole, lines = (
-        "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS[name], "word")).split()
+        _corpus(mirror / "timemachine.txt", name, join_lines=False).split()
         for name in ("letters", "d2l-whole", "d2l-lines")
     )
     assert letters == whole == lines
@@ -121,12 +125,56 @@ def test_the_letters_of_the_time_machine_have_the_words_of_the_whole_edition(mir
 
 
 def test_the_book_s_lines_lose_only_the_space_between_lines(mirror: Path) -> None:
-    lines, letters = (
-        "".join(normalized_blocks(mirror / "timemachine.txt", NORMALIZERS[name], "char"))
-        for name in ("d2l-lines", "letters")
-    )
+    lines, letters = (_corpus(mirror / "timemachine.txt", name) for name in ("d2l-lines", "letters"))
     assert lines.replace(" ", "") == letters.replace(" ", "")
     assert len(lines) < len(letters)
+
+
+def test_the_lyrics_have_the_book_s_length_and_types(mirror: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(mirror / "jaychou_lyrics.txt.zip") as archive:
+        text = _corpus(Path(archive.extract("jaychou_lyrics.txt", tmp_path)), "chinese")
+    assert (len(text), len(set(text))) == (63_282, 2_582)
+    assert len(set(text[:10_000])) == 1_027
+    assert text.startswith("想要有直升机 想要和你飞到宇宙去")
+
+
+# ---------------------------------------------------------------- parts of a text
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_a_part_is_exactly_its_characters_wherever_the_seams_are(name: str) -> None:
+    @settings(max_examples=100)
+    @given(TEXTS, BLOCKS, st.integers(0, 70), st.integers(0, 70), st.booleans())
+    @example("ab\ncd\nef\ngh\n", 1, 1, 6, False)
+    @example("ab\ncd\nef\ngh\n", 1, 4, 0, True)
+    def check(text: str, block_bytes: int, start: int, max_chars: int, join_lines: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            path = Path(folder) / "text.txt"
+            path.write_bytes(text.encode())
+            whole = _corpus(path, name, join_lines)
+            patch.setattr(read_blocks, "__defaults__", (block_bytes,))
+            blocks = list(Part(path, normalizer(name), start, max_chars).blocks(join_lines))
+        assert "".join(blocks) == whole[start : start + max_chars if max_chars else None]
+
+    check()
+
+
+@settings(max_examples=100)
+@given(TEXTS, BLOCKS, st.lists(st.integers(1, 30), max_size=4))
+def test_parts_that_follow_each_other_are_the_text(text: str, block_bytes: int, lengths: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "text.txt"
+        path.write_bytes(text.encode())
+        patch.setattr(read_blocks, "__defaults__", (block_bytes,))
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        parts = [Part(path, normalizer("none"), *where) for where in zip(starts, lengths, strict=True)]
+        parts.append(Part(path, normalizer("none"), sum(lengths)))
+        assert "".join(block for part in parts for block in part.blocks(join_lines=True)) == _plain(text)
+
+
+def test_a_part_reads_no_further_than_it_has_to(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"line\n" * 1_000_000 + b"\xff")
+    assert "".join(Part(tmp_path / "text.txt", normalizer("none"), 2, 7).blocks(join_lines=True)) == "ne\nline"
 
 
 def test_a_byte_order_mark_is_dropped_at_the_start_only() -> None:

@@ -82,10 +82,43 @@ def test_sequential_rows_lie_side_by_side(batch_size: int, num_steps: int, extra
     assert (x[1:, 0] - x[:-1, 0]).tolist() == [width] * (batch_size - 1)
 
 
-@pytest.mark.parametrize(("name", "largest"), [("random", 4), ("sequential", 5)])
-def test_every_offset_of_the_range_occurs_and_no_other(name: str, largest: int) -> None:
-    offsets = {offset_of(name, epoch(name, 60, 3, 5, seed), 5) for seed in range(300)}
-    assert offsets == set(range(largest + 1))
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize(("name", "beyond"), [("random", 0), ("sequential", 1)])
+def test_every_offset_of_the_range_occurs_and_no_other(name: str, beyond: int, num_steps: int) -> None:
+    """0..num_steps-1 in the random partition, 0..num_steps, inclusive, in the sequential one."""
+    epochs = (epoch(name, 60, 3, num_steps, seed) for seed in range(300))
+    firsts = (
+        {min(int(x.min()) for x, _ in batches) for batches in epochs}
+        if name == "sequential"
+        else {offset_of(name, batches, num_steps) for batches in epochs}
+    )
+    assert firsts == set(range(num_steps + beyond))
+
+
+@given(**sizes)
+def test_random_subsequences_share_one_offset_and_come_once_each(
+    batch_size: int, num_steps: int, extra: int, seed: int
+) -> None:
+    num_tokens = fewest("random", batch_size, num_steps) + extra
+    batches = epoch("random", num_tokens, batch_size, num_steps, seed)
+    starts = torch.cat([x[:, 0] for x, _ in batches])
+    offset = int(starts[0]) % num_steps
+    there = set(range(offset, num_tokens - num_steps, num_steps))
+    assert len(starts.unique()) == len(starts)
+    assert set(starts.tolist()) <= there
+    assert len(there) - len(starts) < batch_size  # what does not fill a minibatch, no more
+
+
+@given(**sizes)
+def test_sequential_leaves_out_less_than_a_minibatch_and_a_row(
+    batch_size: int, num_steps: int, extra: int, seed: int
+) -> None:
+    num_tokens = fewest("sequential", batch_size, num_steps) + extra
+    batches = epoch("sequential", num_tokens, batch_size, num_steps, seed)
+    used = sum(x.numel() for x, _ in batches)
+    left = num_tokens - int(batches[0][0][0, 0]) - 1 - used
+    assert 0 <= left < batch_size * num_steps
+    assert max(int(y.max()) for _, y in batches) < num_tokens
 
 
 @both

@@ -3,6 +3,7 @@ import pytest
 from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import CELLS, check, flatten, override
 from rnnlm_core.errors import ConfigError, UsageError
+from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.presets import PRESETS, run_config
 
 
@@ -19,9 +20,9 @@ def test_every_preset_survives_flattening(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_trains_all_cells_on_a_named_corpus(name: str) -> None:
+def test_every_preset_trains_its_cells_on_a_named_corpus(name: str) -> None:
     config = PRESETS[name]()
-    assert config.cells == CELLS
+    assert config.cells == (("lstm",) if name == "ptb-zaremba-small" else CELLS)
     assert config.corpus.name in CATALOGUE
 
 
@@ -58,6 +59,58 @@ def test_the_book_s_settings() -> None:
         "generate.temperature": 0.0,
     }
     assert {key: flat[key] for key in expected} == expected
+
+
+def test_the_settings_of_zaremba_s_small_model() -> None:
+    flat = flatten(run_config("ptb-zaremba-small"))
+    expected = {
+        "cells": ("lstm",),
+        "corpus.split": "given",
+        "tokenizer.level": "word",
+        "tokenizer.eos": "line",
+        "model.hidden_size": 200,
+        "model.embedding_size": 200,
+        "model.num_layers": 2,
+        "model.dropout": 0.0,
+        "model.init": "uniform",
+        "model.init_range": 0.1,
+        "train.epochs": 13,
+        "train.batch_size": 20,
+        "train.num_steps": 20,
+        "train.partition": "sequential",
+        "train.optimizer": "sgd",
+        "train.learning_rate": 1.0,
+        "train.momentum": 0.0,
+        "train.weight_decay": 0.0,
+        "train.schedule": "step",
+        "train.decay": 2.0,
+        "train.decay_after": 4,
+        "train.clip_norm": 5.0,
+        "evaluate.split": "test",
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_zaremba_s_small_model_has_4_65_million_parameters() -> None:
+    """Embedding 2,000,000, each layer 321,600 (with the two biases of `torch.nn`), output 2,010,000."""
+    model = LanguageModel("lstm", 10_000, run_config("ptb-zaremba-small").model)
+    assert num_parameters(model) == 4_653_200
+
+
+def test_the_first_edition_s_lyrics_are_10_000_characters() -> None:
+    config = run_config("lyrics")
+    assert (config.corpus.max_chars, config.corpus.normalizer, config.corpus.split) == (10_000, "chinese", "100/0/0")
+    assert (config.train.epochs, config.train.clip_norm, config.evaluate.split) == (160, 1e-2, "train")
+
+
+@pytest.mark.parametrize(("corpus", "level", "eos"), [("ptb", "word", "line"), ("shakespeare", "char", "none")])
+def test_lines_end_in_eos_where_published_figures_count_it(corpus: str, level: str, eos: str) -> None:
+    tokenizer = run_config("quickstart", corpus=corpus).tokenizer
+    assert (tokenizer.level, tokenizer.eos) == (level, eos)
+
+
+def test_a_preset_with_eos_loses_it_on_a_text_without() -> None:
+    assert run_config("ptb-zaremba-small", corpus="shakespeare").tokenizer.eos == "none"
 
 
 def test_a_misspelt_preset_gets_a_suggestion() -> None:

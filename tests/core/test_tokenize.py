@@ -1,5 +1,7 @@
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,14 +10,29 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rnnlm_core import normalize
+from rnnlm_core import store as store_module
 from rnnlm_core import tokenize as tokenize_module
 from rnnlm_core.errors import DataError, IntegrityError, UsageError
+from rnnlm_core.levels import EOS, ByteTokenizer
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import token_batches, token_facts, tokenize, tokenizer
+from rnnlm_core.tokenize import token_batches, token_facts, token_tokenizer, tokenize
 
 TEXTS = st.text(
     st.sampled_from("ab \n\t é中\u00a0\u3000\x1c\x85") | st.characters(exclude_categories=["Cs"]), max_size=80
 )
+
+
+SHARES = (80, 10, 10)
+SPOKEN = "the end of the line, the other end\nder Fluß, das Flüßchen\n分开 不分开\n👩‍👩‍👧 e\u0301\n" * 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_disk() -> Iterator[None]:
+    """Durability is shown in `test_store.py`; here hundreds of small artifacts need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "sync_file", lambda *_: None)
+        yield
 
 
 def _text(store: Store, **files: str | bytes) -> Handle:
@@ -29,10 +46,12 @@ def _tokens(path: Path) -> list[str]:
     return [dictionary[i] for indices, dictionary in token_batches(path) for i in indices]
 
 
-def _tokenized(text: str, level: str) -> list[str]:
+def _tokenized(text: str, level: str, rule: str = "none", **options: Any) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        return _tokens(store.open(tokenize(_text(store, whole=text), "none", level, store).handle) / "whole.parquet")
+        tokens = tokenize(_text(store, whole=text), rule, level, store, **options)
+        (path,) = store.open(tokens.handle).glob("*.parquet")
+        return _tokens(path)
 
 
 def _plain(text: str) -> str:
@@ -116,7 +135,9 @@ def test_the_facts_go_with_the_tokens(store: Store) -> None:
     tokens = tokenize(_text(store, whole="One, two"), "letters", "word", store)
     assert token_facts(store.open(tokens.handle)) == {
         "level": "word",
+        "eos": "none",
         "normalizer": "letters",
+        "max_chars": 0,
         "num_tokens": {"whole": 2},
     }
 
@@ -129,12 +150,13 @@ def test_the_book_s_lines_meet_in_characters_and_stay_apart_in_words(store: Stor
     assert _tokens(store.open(words.handle) / "whole.parquet") == ["the", "end", "of", "it"]
 
 
-@pytest.mark.parametrize("level", ["char", "word"])
+@pytest.mark.parametrize("level", ["char", "word", "byte", "bpe"])
 def test_the_same_text_gives_the_same_bytes(tmp_path: Path, level: str) -> None:
     handles = []
     for name in ("a", "b"):
         store = Store(tmp_path / name)
-        handles.append(tokenize(_text(store, whole="the time machine " * 50), "letters", level, store).handle)
+        text = _text(store, whole="the time machine " * 50)
+        handles.append(tokenize(text, "letters", level, store, bpe_size=270, shares=SHARES).handle)
     assert handles[0] == handles[1]
 
 
@@ -178,7 +200,7 @@ def test_a_damaged_text_is_not_tokenized(store: Store) -> None:
 
 def test_unknown_levels_and_normalizers_are_refused(store: Store) -> None:
     with pytest.raises(UsageError, match=r"unknown tokenizer level: words: did you mean word\?"):
-        tokenizer("words")
+        tokenize(_text(store, whole="abc"), "none", "words", store)
     with pytest.raises(UsageError, match="unknown normalizer: lines"):
         tokenize(_text(store, whole="abc"), "lines", "char", store)
 
@@ -192,6 +214,180 @@ def test_a_flipped_byte_is_noticed_on_reading(store: Store) -> None:
     path.write_bytes(content)
     with pytest.raises(OSError, match="CRC checksum verification failed"):
         _tokens(path)
+
+
+# ---------------------------------------------------------------- bytes and byte pairs
+
+
+@pytest.mark.parametrize("options", [{}, {"bpe_size": 270, "shares": (1, 0, 0)}], ids=["byte", "bpe"])
+@settings(max_examples=15)
+@given(text=TEXTS, row_group=st.integers(4, 40), block_bytes=st.integers(1, 40))
+def test_bytes_do_not_depend_on_row_groups_and_blocks(
+    options: dict[str, Any], text: str, row_group: int, block_bytes: int
+) -> None:
+    text += "\n"
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch, row_group, block_bytes)
+        tokens = _tokenized(text, "bpe" if options else "byte", **options)
+    assert ByteTokenizer().text(tokens) == _plain(text)
+
+
+def test_a_row_group_holds_a_bounded_number_of_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _small_pieces(monkeypatch, 100, 4096)
+    tokens = tokenize(_text(store, whole="👩a" * 500), "none", "byte", store)
+    metadata = pq.read_metadata(store.open(tokens.handle) / "whole.parquet")
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert (sum(sizes), max(sizes) <= 100) == (2_500, True)
+
+
+def test_byte_pairs_are_learnt_from_the_training_part_alone(store: Store) -> None:
+    text = _text(store, whole="ab cd ab cd\n" * 8 + "zq" * 100)
+
+    def learnt(shares: tuple[int, int, int]) -> tuple[str, ...]:
+        tokens = tokenize(text, "none", "bpe", store, bpe_size=300, shares=shares)
+        return token_tokenizer(store.open(tokens.handle)).alphabet[256:]
+
+    assert "zq" in learnt((100, 0, 0))
+    assert not [token for token in learnt((96, 100, 100)) if "z" in token or "q" in token]
+    assert "ab" in learnt((96, 100, 100))
+
+
+def test_byte_pairs_are_learnt_from_the_training_file_alone(store: Store) -> None:
+    text = _text(store, train="ab ab\n" * 9, valid="zq zq\n" * 99, test="zq\n" * 99)
+    tokens = tokenize(text, "none", "bpe", store, bpe_size=300)
+    learnt = token_tokenizer(store.open(tokens.handle)).alphabet[256:]
+    assert "ab" in learnt
+    assert not [token for token in learnt if "z" in token]
+
+
+@pytest.mark.parametrize("shares", [(80, 10, 10), (1, 1, 1), (90, 10, 0), (100, 0, 0)])
+@pytest.mark.parametrize("max_chars", [0, 101])
+def test_a_text_is_divided_by_characters_before_byte_pairs_are_learnt(
+    store: Store, shares: tuple[int, int, int], max_chars: int
+) -> None:
+    tokens = tokenize(
+        _text(store, whole=SPOKEN), "none", "bpe", store, bpe_size=270, shares=shares, max_chars=max_chars
+    )
+    folder = store.open(tokens.handle)
+    parts = {path.stem: ByteTokenizer().text(_tokens(path)) for path in folder.glob("*.parquet")}
+    whole = SPOKEN[: max_chars or None]
+    assert {name: len(part) for name, part in parts.items()} == {
+        name: length for name, length in split_lengths(len(whole), shares).items() if length
+    }
+    assert "".join(parts[name] for name in ("train", "valid", "test") if name in parts) == whole
+    assert tokens.num_tokens == {name: len(_tokens(folder / f"{name}.parquet")) for name in parts}
+
+
+def test_byte_pairs_are_kept_with_the_tokens(store: Store) -> None:
+    tokens = tokenize(_text(store, whole=SPOKEN), "none", "bpe", store, bpe_size=270, shares=SHARES)
+    folder = store.open(tokens.handle)
+    cut = token_tokenizer(folder)
+    assert len(cut.alphabet) == 270
+    assert cut.split(SPOKEN[: len(SPOKEN) * 8 // 10]) == _tokens(folder / "train.parquet")
+    (folder / "bpe.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"not a BPE tokenizer: .*bpe\.json"):
+        token_tokenizer(folder)
+    with pytest.raises(IntegrityError, match=r"has a damaged bpe\.json"):
+        store.open(tokens.handle)
+
+
+def test_other_sizes_and_other_shares_are_other_byte_pairs(store: Store) -> None:
+    text = _text(store, whole=SPOKEN)
+    handles = {
+        tokenize(text, "none", "bpe", store, bpe_size=size, shares=shares).handle
+        for size in (270, 280)
+        for shares in ((80, 10, 10), (50, 25, 25))
+    }
+    assert len(handles) == 4
+
+
+@pytest.mark.parametrize("rule", ["none", "letters", "chinese", "d2l-lines", "d2l-whole"])
+def test_byte_pairs_do_not_depend_on_block_seams(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "the end of it\nthe other line\n" * 30
+    whole = _tokenized(text, "bpe", rule, bpe_size=290, shares=(1, 0, 0))
+    _small_pieces(monkeypatch, 1 << 20, 16)
+    assert _tokenized(text, "bpe", rule, bpe_size=290, shares=(1, 0, 0)) == whole
+
+
+@pytest.mark.parametrize("rule", ["letters", "d2l-lines"])
+def test_byte_pairs_of_nothing_name_the_remedy(store: Store, rule: str) -> None:
+    with pytest.raises(DataError, match=rf"no tokens left after normalizer `{rule}`: .*corpus\.normalizer=none"):
+        tokenize(_text(store, whole="分开\n不分开"), rule, "bpe", store, bpe_size=270, shares=SHARES)
+
+
+# ---------------------------------------------------------------- <eos>
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a b\nc\n", ["a", "b", EOS, "c", EOS]),
+        ("a b\nc", ["a", "b", EOS, "c", EOS]),
+        ("a\r\n\r\n b", ["a", EOS, EOS, "b", EOS]),
+        ("\n", [EOS]),
+        ("a\n ", ["a", EOS, EOS]),
+    ],
+)
+def test_every_line_has_one_eos(text: str, tokens: list[str]) -> None:
+    assert _tokenized(text, "word", eos="line") == tokens
+    assert EOS not in _tokenized(text + "x", "word")
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "bb", "中文", "the"]), max_size=12), min_size=1, max_size=12),
+    st.booleans(),
+    st.integers(1, 20),
+)
+def test_an_eos_does_not_depend_on_blocks(lines: list[list[str]], last_ends: bool, block_bytes: int) -> None:
+    text = "\n".join(map(" ".join, lines)) + ("\n" if last_ends or not lines[-1] else "")
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch, 5, block_bytes)
+        assert _tokenized(text, "word", eos="line") == [word for line in lines for word in [*line, EOS]]
+
+
+def test_lines_of_letters_have_one_eos_each() -> None:
+    assert _tokenized("The end.\n...\nOf it", "word", "d2l-lines", eos="line") == [
+        "the",
+        "end",
+        EOS,
+        EOS,
+        "of",
+        "it",
+        EOS,
+    ]
+
+
+def test_whether_lines_end_in_eos_goes_with_the_tokens(store: Store) -> None:
+    tokens = tokenize(_text(store, whole="a\n"), "none", "word", store, eos="line")
+    facts = token_facts(store.open(tokens.handle))
+    assert (facts["eos"], facts["num_tokens"]) == ("line", {"whole": 2})
+    assert token_tokenizer(store.open(tokens.handle)).split("a\n") == ["a", EOS]
+
+
+# ---------------------------------------------------------------- max_chars
+
+
+@settings(max_examples=30)
+@given(TEXTS, st.integers(1, 60), st.integers(1, 20), st.integers(1, 20))
+def test_max_chars_keeps_exactly_the_first(text: str, max_chars: int, row_group: int, block_bytes: int) -> None:
+    assume(_plain(text))
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch, row_group, block_bytes)
+        assert _tokenized(text, "char", max_chars=max_chars) == list(_plain(text)[:max_chars])
+
+
+def test_max_chars_counts_the_normalised_text(store: Store) -> None:
+    assert _tokenized("... The End!\n(of it)", "char", "letters", max_chars=9) == list("the end o")
+    assert _tokenized("... The End!\n(of it)", "word", "letters", max_chars=9) == ["the", "end", "o"]
+    assert _tokenized("中文 ab", "byte", max_chars=2) == ByteTokenizer().split("中文")
+    assert _tokenized("a b\nc d\n", "word", max_chars=5, eos="line") == ["a", "b", EOS, "c", EOS]
+    facts = token_facts(store.open(tokenize(_text(store, whole="abc"), "none", "char", store, max_chars=2).handle))
+    assert (facts["max_chars"], facts["num_tokens"]) == (2, {"whole": 2})
+
+
+def test_max_chars_beyond_the_end_keeps_everything() -> None:
+    assert _tokenized("abc", "char", max_chars=10**9) == ["a", "b", "c"]
 
 
 def test_the_time_machine_has_its_words_and_characters(store: Store, mirror: Path) -> None:

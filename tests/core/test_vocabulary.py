@@ -1,21 +1,34 @@
 import tempfile
+import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rnnlm_core import store as store_module
 from rnnlm_core import tokenize as tokenize_module
 from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.levels import BYTES
+from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import tokenize
-from rnnlm_core.vocabulary import UNKNOWN, Vocabulary, build_vocabulary, split_lengths
+from rnnlm_core.tokenize import token_tokenizer, tokenize
+from rnnlm_core.vocabulary import UNKNOWN, Vocabulary, build_vocabulary
 
 TOKENS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "中", "<unk>", "<eos>", "the"]), max_size=60)
 RESERVED = st.lists(st.sampled_from(["<pad>", "<bos>", "a", "<unk>", "the"]), max_size=4)
 ALL = (1, 0, 0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_disk() -> Iterator[None]:
+    """Durability is shown in `test_store.py`; here hundreds of small artifacts need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "sync_file", lambda *_: None)
+        yield
 
 
 def _text(store: Store, **files: str | bytes) -> Handle:
@@ -34,8 +47,10 @@ def _built(
     rule: str = "none",
     min_freq: int = 1,
     reserved: tuple[str, ...] = (),
+    **options: Any,
 ) -> Vocabulary:
-    built = build_vocabulary(tokenize(text, rule, level, store), shares, min_freq, reserved, store)
+    tokens = tokenize(text, rule, level, store, **options)
+    built = build_vocabulary(tokens, shares, min_freq, reserved, store)
     vocabulary = Vocabulary.load(store.open(built.handle))
     assert built.size == len(vocabulary)
     return vocabulary
@@ -255,46 +270,53 @@ def test_shakespeare_has_65_characters(store: Store, mirror: Path) -> None:
     assert len(_built(store, text, level="char")) == 66
 
 
-def test_ptb_words_have_the_published_vocabulary(store: Store, mirror: Path) -> None:
+def test_ptb_has_the_published_vocabulary(store: Store, mirror: Path) -> None:
     train = (mirror / "ptb" / "ptb.train.txt").read_bytes()
-    vocabulary = _built(store, _text(store, whole=train))
-    assert len(vocabulary) == 9_999  # the published 10,000 count the line end, which has no token here
-    assert sum(vocabulary.counts) == 929_589 - 42_068
+    vocabulary = _built(store, _text(store, whole=train), eos="line")
+    assert len(vocabulary) == 10_000
+    assert sum(vocabulary.counts) == 929_589
     assert vocabulary.counts[0] == train.split().count(b"<unk>")
+    assert vocabulary.counts[vocabulary["<eos>"]] == train.count(b"\n") == 42_068
 
 
-Shares = tuple[int, int, int]
+def test_the_lyrics_have_the_book_s_characters(store: Store, mirror: Path) -> None:
+    with zipfile.ZipFile(mirror / "jaychou_lyrics.txt.zip") as archive:
+        text = _text(store, whole=archive.read("jaychou_lyrics.txt"))
+    whole = _built(store, text, level="char", rule="chinese")
+    short = _built(store, text, level="char", rule="chinese", max_chars=10_000)
+    assert (len(whole), sum(whole.counts)) == (2_582 + 1, 63_282)
+    assert (len(short), sum(short.counts)) == (1_027 + 1, 10_000)
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.integers(0, 10**9), st.tuples(st.integers(1, 1000), st.integers(0, 1000), st.integers(0, 1000)))
-def test_split_lengths_add_up_and_are_as_near_to_the_shares_as_whole_tokens_allow(
-    num_tokens: int, shares: Shares
-) -> None:
-    lengths = split_lengths(num_tokens, shares)
-    assert list(lengths) == ["train", "valid", "test"]
-    assert sum(lengths.values()) == num_tokens
-    for length, share in zip(lengths.values(), shares, strict=True):
-        assert abs(length - num_tokens * share / sum(shares)) <= 1
-        assert share or not length
+# ---------------------------------------------------------------- levels whose tokens are known beforehand
 
 
-@pytest.mark.parametrize(
-    ("num_tokens", "shares", "expected"),
-    [
-        (1_115_394, (90, 10, 0), (1_003_854, 111_540, 0)),
-        (10, (100, 0, 0), (10, 0, 0)),
-        (10, (90, 0, 10), (9, 0, 1)),
-        (101, (90, 5, 5), (90, 5, 6)),
-        (0, (90, 5, 5), (0, 0, 0)),
-        (7, (1, 0, 0), (7, 0, 0)),
-    ],
-)
-def test_split_lengths_round_towards_the_last(num_tokens: int, shares: Shares, expected: Shares) -> None:
-    assert tuple(split_lengths(num_tokens, shares).values()) == expected
+def test_the_vocabulary_of_bytes_is_complete_and_those_that_do_not_occur_come_last(store: Store) -> None:
+    vocabulary = _built(store, _text(store, whole="baab éb"), level="byte")
+    seen = ["b", "a", "Ġ", "Ã", "©"]
+    assert vocabulary.tokens == ("<unk>", *seen, *(byte for byte in BYTES if byte not in seen))
+    assert vocabulary.counts == (0, 3, 2, 1, 1, 1, *[0] * 251)
 
 
-def test_a_corpus_in_one_file_has_shares() -> None:
-    split: Callable[..., object] = split_lengths
-    with pytest.raises(AssertionError, match="divided by shares"):
-        split(10, None)
+def test_the_vocabulary_of_byte_pairs_is_complete_and_those_that_do_not_occur_come_last(store: Store) -> None:
+    text = _text(store, train="abc abc abd\n" * 4, valid="zz\n", test="zz\n")
+    tokens = tokenize(text, "none", "bpe", store, bpe_size=261)
+    alphabet = token_tokenizer(store.open(tokens.handle)).alphabet
+    vocabulary = Vocabulary.load(store.open(build_vocabulary(tokens, None, 1, (), store).handle))
+    assert sorted(vocabulary.tokens) == sorted(["<unk>", *alphabet])
+    seen = sum(n > 0 for n in vocabulary.counts)
+    assert vocabulary.counts[1:] == tuple(sorted(vocabulary.counts[1:], reverse=True))
+    assert vocabulary.tokens[1 + seen :] == tuple(t for t in alphabet if t not in vocabulary.tokens[: 1 + seen])
+    assert vocabulary.counts[vocabulary["z"]] == 0
+    assert "z" in vocabulary
+
+
+def test_a_rare_byte_keeps_its_id(store: Store) -> None:
+    vocabulary = _built(store, _text(store, whole="aaab"), level="byte", min_freq=3)
+    assert (vocabulary.counts[0], vocabulary.counts[vocabulary["b"]], len(vocabulary)) == (0, 1, 257)
+
+
+def test_reserved_tokens_stand_before_the_bytes(store: Store) -> None:
+    vocabulary = _built(store, _text(store, whole="aab"), level="byte", reserved=("<pad>", "b"))
+    assert vocabulary.tokens[:4] == ("<unk>", "<pad>", "b", "a")
+    assert len(vocabulary) == 258
