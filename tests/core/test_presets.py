@@ -86,6 +86,7 @@ def test_the_settings_of_zaremba_s_small_model() -> None:
         "train.decay": 2.0,
         "train.decay_after": 4,
         "train.clip_norm": 5.0,
+        "train.loss": "steps",
         "evaluate.split": "test",
     }
     assert {key: flat[key] for key in expected} == expected

@@ -294,6 +294,13 @@ def test_the_gradient_norm_is_told_as_it_was_before_clipping() -> None:
     assert free.gradient_norm > 0.1
 
 
+def test_a_loss_summed_over_steps_is_told_per_token_and_clipped_as_a_sum() -> None:
+    one = replace(CONFIG, epochs=1, optimizer="sgd", learning_rate=1e-9, clip_norm=0.0)
+    mean, summed = (fit_noise(config=replace(one, loss=loss)).history[0] for loss in ("mean", "steps"))
+    assert summed.train_loss == pytest.approx(mean.train_loss, rel=1e-6)
+    assert summed.gradient_norm == pytest.approx(mean.gradient_norm * CONFIG.num_steps, rel=1e-4)
+
+
 # Momentum, weight decay, accumulation, patience
 
 
@@ -313,7 +320,8 @@ def by_hand(config: TrainConfig, cell: str = "gru") -> nn.Module:
             total = [torch.zeros_like(p) for p in parameters]
             for x, y in group:
                 logits, state = model(x, [tuple(part.detach() for part in layer) for layer in state])
-                loss = -F.log_softmax(logits, -1).gather(-1, y.long()[..., None]).mean()
+                surprise = -F.log_softmax(logits, -1).gather(-1, y.long()[..., None]).squeeze(-1)
+                loss = surprise.sum(dim=1).mean() if config.loss == "steps" else surprise.mean()
                 total = [t + g for t, g in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
             with torch.no_grad():
                 step = [t / len(group) + config.weight_decay * p for t, p in zip(total, parameters, strict=True)]
@@ -334,6 +342,8 @@ def by_hand(config: TrainConfig, cell: str = "gru") -> nn.Module:
         {"accumulate": 3},  # 7 minibatches: the last group is smaller
         {"accumulate": 100},
         {"momentum": 0.8, "weight_decay": 0.05, "accumulate": 3},
+        {"loss": "steps", "learning_rate": 0.03},
+        {"loss": "steps", "learning_rate": 0.03, "accumulate": 3},
     ],
     ids=str,
 )

@@ -84,11 +84,11 @@ def statuses(client: MlflowClient) -> set[str]:
 
 
 def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any], home: Path) -> None:
-    assert first["tasks"] == {"executed": 8, "cached": 0}
+    assert first["tasks"] == {"executed": 9, "cached": 0}
     assert first["best_cell"] == "rnn"
     assert "starting Prefect's own server" in first["stderr"].splitlines()[0]
     assert "train rnn      epoch 2/2" in first["stderr"]
-    assert "8 stages done, 0 cached" in first["stdout"]
+    assert "9 stages done, 0 cached" in first["stdout"]
     assert (home / "mlflow.db").exists()
     assert processes_of(home) == []
 
@@ -110,16 +110,17 @@ def test_nothing_is_written_outside_the_home(first: dict[str, Any], home: Path, 
 def test_the_screens_text_has_no_control_characters_and_no_library_chatter(first: dict[str, Any]) -> None:
     for text in (first["stdout"], first["stderr"]):
         assert all(character.isprintable() or character == "\n" for character in text)
-    stages = ("starting", "download", "tokenize", "vocabulary", "corpus", "train", "evaluate", "generate", "compare")
+    before = ("starting", "download", "tokenize", "statistics", "vocabulary", "corpus")
+    stages = (*before, "train", "evaluate", "generate", "compare")
     assert {line.split()[0] for line in first["stderr"].splitlines()} == set(stages)
 
 
 def test_a_second_run_has_nothing_to_do(first: dict[str, Any], rnnlm: Command, home: Path) -> None:
     done = rnnlm("run", *SMALL, "--json", home / "second.json")
     assert done.returncode == 0, done.stderr
-    assert "nothing to do: all 8 stages are cached" in done.stdout
+    assert "nothing to do: all 9 stages are cached" in done.stdout
     second = json.loads((home / "second.json").read_text())
-    assert second["tasks"] == {"executed": 0, "cached": 8}
+    assert second["tasks"] == {"executed": 0, "cached": 9}
     assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
 
 
@@ -177,7 +178,7 @@ def test_an_interrupted_training_leaves_nothing_running_and_the_same_command_goe
     steps = [metric.step for metric in client.get_metric_history(cell.info.run_id, "train/loss")]
     assert steps == list(range(1, 61))
     written = json.loads((home / "out.json").read_text())
-    assert written["tasks"] == {"executed": 4, "cached": 4}
+    assert written["tasks"] == {"executed": 4, "cached": 5}
     assert written["cells"]["rnn"]["epochs"] == 60
     assert processes_of(home) == []
 

@@ -15,7 +15,7 @@ from tasks import tracking, workspace
 from tasks.progress import News
 
 Run = Callable[..., dict[str, Any]]
-ALL = ["download", "tokenize", "vocabulary", "corpus", "train", "evaluate", "generate", "compare"]
+ALL = ["download", "tokenize", "statistics", "vocabulary", "corpus", "train", "evaluate", "generate", "compare"]
 
 
 def stages(heard: list[News], done: str = "done") -> set[str]:
@@ -35,7 +35,7 @@ def test_a_second_run_repeats_nothing_and_says_the_same(run: Run, heard: list[Ne
     assert stages(heard) == set(ALL)
     second = run()
     assert stages(heard, "cached") == set(ALL)
-    assert second["tasks"] == {"executed": 0, "cached": 8}
+    assert second["tasks"] == {"executed": 0, "cached": 9}
     assert train_here == ["rnn"]
     assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
     assert second["parent_run_id"] != first["parent_run_id"]
@@ -48,7 +48,7 @@ def test_fewer_or_more_cells_train_only_what_is_new(run: Run, heard: list[News],
     run(("rnn", "gru"))
     train_here.clear()
     heard.clear()
-    assert run(("gru",))["tasks"] == {"executed": 1, "cached": 7}  # the comparison is another one
+    assert run(("gru",))["tasks"] == {"executed": 1, "cached": 8}  # the comparison is another one
     assert stages(heard) == {"compare"}
     run(("gru", "lstm"))
     assert train_here == ["lstm"]
@@ -96,7 +96,7 @@ def test_the_same_model_from_another_training_has_figures_in_its_own_run(run: Ru
     assert figures[0] == figures[1] == second["cells"]["rnn"]["test_perplexity"]
 
 
-@pytest.mark.parametrize("stage", ["download", "tokenize", "vocabulary", "corpus", "compare"])
+@pytest.mark.parametrize("stage", ["download", "tokenize", "statistics", "vocabulary", "corpus", "compare"])
 def test_a_lost_or_edited_artifact_is_made_again_alone_with_one_warning(
     run: Run, home: Path, heard: list[News], train_here: list[str], stage: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_lost_or_edited_artifact_is_made_again_alone_with_one_warning(
     assert "doing it again" in warnings[0]
     assert stages(heard) == {stage}
     assert train_here == []
-    assert second["tasks"] == {"executed": 1, "cached": 7}
+    assert second["tasks"] == {"executed": 1, "cached": 8}
     assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
 
 

@@ -244,14 +244,14 @@ def test_the_results_go_to_standard_output_and_the_news_to_standard_error(
     options = [part for setting in settings for part in ("--set", setting)]
     answer = rnnlm("run", "--preset", "smoke", "--corpus", book, *options, "--json", tmp_path / "out.json")
     assert answer.code == 0, answer
-    assert "nothing to do: all 14 stages are cached" in answer.out
+    assert "nothing to do: all 15 stages are cached" in answer.out
     assert "rnn writes: the " in answer.out
     assert f"mlflow ui --backend-store-uri sqlite:///{trained.home}/mlflow.db" in answer.out
     assert answer.err.splitlines()[0] == "download       cached"
-    assert len(answer.err.splitlines()) == 14
+    assert len(answer.err.splitlines()) == 15
     written = json.loads((tmp_path / "out.json").read_text())
     assert list(written) == list(trained.summary)
-    assert written["tasks"] == {"executed": 0, "cached": 14}
+    assert written["tasks"] == {"executed": 0, "cached": 15}
     assert {cell: figures["run_id"] for cell, figures in written["cells"].items()} == {
         cell: figures["run_id"] for cell, figures in trained.summary["cells"].items()
     }

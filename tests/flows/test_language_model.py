@@ -83,11 +83,12 @@ def test_the_best_cell_has_the_lowest_validation_perplexity(finished: Any) -> No
 
 
 def test_a_first_run_executes_every_stage(finished: Any) -> None:
-    assert finished.summary["tasks"] == {"executed": 14, "cached": 0}
+    assert finished.summary["tasks"] == {"executed": 15, "cached": 0}
     done = [(news.stage, news.cell) for news in finished.news if news.done == "done"]
     assert done[:4] == [("download", ""), ("tokenize", ""), ("vocabulary", ""), ("corpus", "")]
+    assert ("statistics", "") in done
     assert done[-1] == ("compare", "")
-    assert len(done) == len(set(done)) == 14
+    assert len(done) == len(set(done)) == 15
 
 
 def test_every_epoch_of_every_cell_is_news(finished: Any) -> None:
@@ -118,7 +119,7 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
         assert child.data.params["model.hidden_size"] == "8"
         assert child.data.params["cell"] == cell
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert names == {"comparison.md", "perplexity.png", "table.json"}
+    assert names == {"comparison.md", "perplexity.png", "table.json", "text"}
     children = [runs[figures["run_id"]] for figures in finished.summary["cells"].values()]
     assert len({frozenset(child.data.metrics) for child in children}) == 1
 
@@ -129,7 +130,7 @@ def test_prefect_shows_every_stage_by_its_name(finished: Any, mlflow_of: Callabl
     assert {run.state_name for run in runs} == {"Completed"}
     shown = {run.name.rsplit("-", 1)[0] for run in runs}  # a stage of the whole run has a suffix of Prefect's
     per_cell = {f"{stage} {cell}" for stage in ("train", "evaluate", "generate") for cell in CELLS}
-    assert shown == {"download", "tokenize", "vocabulary", "corpus", "compare"} | per_cell
+    assert shown == {"download", "tokenize", "statistics", "vocabulary", "corpus", "compare"} | per_cell
 
 
 def test_prefect_has_the_comparison_as_markdown(finished: Any, mlflow_of: Callable[[Path], MlflowClient]) -> None:
@@ -165,7 +166,7 @@ def test_one_failing_cell_leaves_the_others_and_only_it_is_trained_again(
     summary = caught.value.summary.as_json()
     assert list(summary["cells"]) == ["rnn"]
     assert summary["best_cell"] == "rnn"
-    assert summary["tasks"]["executed"] == 8
+    assert summary["tasks"]["executed"] == 9
     warnings = [news for news in heard if news.warning]
     assert [(news.stage, news.cell) for news in warnings] == [("train", "gru")]
     assert warnings[0].warning.startswith("failed: training of gru was killed")
@@ -223,7 +224,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
 
 def test_a_wish_to_stop_does_not_outlive_its_run(run: Run_, train_here: list[str]) -> None:
     train_stage.stop_requested.set()
-    assert run()["tasks"]["executed"] == 8
+    assert run()["tasks"]["executed"] == 9
     assert train_here == ["rnn"]
 
 

@@ -75,8 +75,8 @@ def test_the_table_marks_the_best_cell_and_says_what_was_trained() -> None:
 def test_the_table_of_runs_shows_what_a_run_has_and_a_dash_for_the_rest() -> None:
     tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.preset": "smoke", "rnnlm.evaluated_split": "valid"}
     runs = [
-        TrackedRun("run-1", "FINISHED", 0.0, tags, {"best/train_perplexity": 5.0, "valid/bits_per_char": 2.5}),
-        TrackedRun("run-2", "KILLED", 86400.0, {}, {}),
+        TrackedRun("run-1", "FINISHED", 0.0, tags, {"best/train_perplexity": 5.0, "valid/bits_per_char": 2.5}, {}),
+        TrackedRun("run-2", "KILLED", 86400.0, {}, {}, {}),
     ]
     first, second = text_of(tables.runs_table(runs)).splitlines()[-3:-1]
     assert first.split()[2:] == ["gru", "text", "smoke", "5.000", "–", "–", "2.500", "finished", "run-1"]

@@ -95,7 +95,7 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def built(home: Path, text: Path) -> Built:
     """The text as corpus and vocabulary, in this test's home."""
-    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", "char")
+    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", 0, "char", "none", 0, None)
     words = vocabulary.fn(tokens, SHARES, TokenizerConfig())
     return Built(corpus.fn(tokens, words, SHARES, 0), words)
 

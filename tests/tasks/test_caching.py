@@ -22,6 +22,7 @@ from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.generate import Samples, generate
 from tasks.progress import News
+from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining, train
@@ -282,7 +283,7 @@ def test_a_pickle_is_not_unpickled(serializer: VerifiedSerializer, tmp_path: Pat
 def test_the_sources_of_a_stage_are_read_when_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are asked for in many threads, and parsing in many threads fails at times."""
     monkeypatch.setattr(caching, "_source", lambda _: pytest.fail("the sources are read again"))
-    for stage in (download, tokenize, vocabulary, corpus, train, evaluate, generate, compare):
+    for stage in (download, tokenize, statistics, vocabulary, corpus, train, evaluate, generate, compare):
         policy = stage.cache_policy
         assert isinstance(policy, caching.ContentPolicy)
         assert cache_key(stage.name, {}, policy.core_module) is not None

@@ -20,12 +20,13 @@ from tasks.download import _outside_world, download
 from tasks.evaluate import TrackedEvaluation, evaluate
 from tasks.generate import Samples, generate
 from tasks.progress import News
+from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining, train
 from tasks.vocabulary import vocabulary
 
-STAGES = (download, tokenize, vocabulary, corpus, train, evaluate, generate, compare)
+STAGES = (download, tokenize, statistics, vocabulary, corpus, train, evaluate, generate, compare)
 GREEDY = GenerateConfig(prefixes=("the time ", "we "), length=5)
 
 
@@ -64,7 +65,7 @@ def test_only_a_network_that_does_not_answer_is_asked_again() -> None:
 
 def test_the_stages_before_training_hand_on_verified_artifacts(home: Path, text: Path) -> None:
     fetched = download.fn(resolve(str(text)))
-    tokens = tokenize.fn(fetched, "letters", "word")
+    tokens = tokenize.fn(fetched, "letters", 0, "word", "none", 0, None)
     words = vocabulary.fn(tokens, (80, 10, 10), TokenizerConfig(level="word", reserved_tokens=("<pad>",)))
     encoded = corpus.fn(tokens, words, (80, 10, 10), 0)
     store = Store(home / "artifacts" / "store")
@@ -83,11 +84,11 @@ def test_a_stage_refuses_an_artifact_that_changed(home: Path, text: Path) -> Non
     fetched = download.fn(resolve(str(text)))
     (workspace.store().path(fetched.handle) / "whole.txt").write_text("edited")
     with pytest.raises(IntegrityError, match=r"has a damaged whole.txt.*run the same command again to rebuild it"):
-        tokenize.fn(fetched, "none", "char")
+        tokenize.fn(fetched, "none", 0, "char", "none", 0, None)
 
 
 def test_the_token_limit_shortens_training_only(home: Path, text: Path) -> None:
-    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", "char")
+    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", 0, "char", "none", 0, None)
     words = vocabulary.fn(tokens, (80, 10, 10), TokenizerConfig())
     whole, cut = (corpus.fn(tokens, words, (80, 10, 10), limit) for limit in (0, 500))
     assert cut.splits["train"].num_tokens == 500 < whole.splits["train"].num_tokens
