@@ -76,7 +76,6 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     ledger = Ledger(run)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
         ledger.take(stage, future)
-    ledger.describe(cut.eos, ids.result(), words.result(), ledger.take("statistics", described))
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
@@ -84,6 +83,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
         measured = evaluate.submit(cell, trained, ids, config.evaluate)
         samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
         cells[cell] = CellStages(trained, measured, samples)
+    ledger.describe(cut.eos, ids.result(), words.result(), ledger.take("statistics", described))
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])

@@ -89,9 +89,9 @@ def shakespeare() -> RunConfig:
     """tinyshakespeare, characters, the 90/10 split of nanoGPT: validation nats and bits per character."""
     return RunConfig(
         corpus=CorpusConfig(name="shakespeare", split="90/10/0"),
-        model=ModelConfig(hidden_size=512, embedding_size=64, dropout=0.3),
+        model=ModelConfig(hidden_size=256, embedding_size=64, dropout=0.2),
         train=TrainConfig(
-            epochs=10, num_steps=100, learning_rate=3e-3, weight_decay=0.01, schedule="cosine", warmup_steps=100
+            epochs=6, num_steps=64, learning_rate=4e-3, weight_decay=0.01, schedule="cosine", warmup_steps=100
         ),
         evaluate=EvaluateConfig(split="valid"),
         generate=GenerateConfig(prefixes=("ROMEO:",), length=300, temperature=0.8, seed=1),

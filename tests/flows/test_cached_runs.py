@@ -72,6 +72,17 @@ def test_each_change_repeats_the_stages_it_reaches(run: Run, heard: list[News], 
     assert stages(heard) == set(ALL)
 
 
+@pytest.mark.parametrize(("level", "kept"), [("char", {"download", "tokenize", "statistics"}), ("bpe", {"download"})])
+def test_another_division_cuts_the_text_again_only_where_tokens_are_learnt_from_it(
+    run: Run, heard: list[News], level: str, kept: set[str]
+) -> None:
+    pairs = {"tokenizer__bpe_size": 270} if level == "bpe" else {}
+    run(tokenizer__level=level, **pairs)
+    assert stages(heard) == set(ALL)
+    run(tokenizer__level=level, **pairs, corpus__split="70/20/10")
+    assert stages(heard) == set(ALL) - kept
+
+
 def test_the_same_text_elsewhere_under_another_name_repeats_nothing(
     run: Run, heard: list[News], text: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +91,8 @@ def test_the_same_text_elsewhere_under_another_name_repeats_nothing(
     shutil.move(text, tmp_path / "moved.md")
     parent = tracking.client().get_run(from_here["parent_run_id"])
     changes = {key: value for key, value in parent.data.params.items() if key not in ("corpus.name", "cells")}
+    # MLflow shows True and False, which are typed true and false.
+    changes = {key: value.lower() if value in ("True", "False") else value for key, value in changes.items()}
     again = language_model("time-machine", str(tmp_path / "moved.md"), ["rnn"], changes)
     assert stages(heard, "cached") == set(ALL)
     assert again["tasks"]["executed"] == 0

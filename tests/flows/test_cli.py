@@ -1,11 +1,14 @@
 """The `rnnlm` command: results on standard output, one line per mistake, and nothing left behind by a mistake."""
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +19,11 @@ import pytest
 
 from flows import cli
 from rnnlm_core import catalogue
-from tasks import tracking
+from rnnlm_core.config import GenerateConfig
+from rnnlm_core.generate import continue_text
+from rnnlm_core.model import load_model
+from rnnlm_core.store import Handle
+from tasks import tracking, workspace
 from tasks.download import download
 
 
@@ -318,6 +325,85 @@ def test_generate_draws_the_same_text_from_the_same_seed(rnnlm: Callable[..., An
     assert draw(1) == draw(1) != draw(2)
 
 
+SAMPLING = [
+    (["--temperature", "1", "--seed", "3", "--top-k", "2"], {"temperature": 1.0, "seed": 3, "top_k": 2}),
+    (["--temperature", "1", "--seed", "3", "--top-p", "0.3"], {"temperature": 1.0, "seed": 3, "top_p": 0.3}),
+    (["--repetition-penalty", "3"], {"repetition_penalty": 3.0}),
+    (["--beam", "4"], {"beam": 4}),
+    (["--beam", "4", "--length-penalty", "2", "--stop", " "], {"beam": 4, "length_penalty": 2.0, "stop": (" ",)}),
+    (["--stop", " ", "--stop", "e"], {"stop": (" ", "e")}),
+    (["--temperature", "1", "--seed", "3", "--stop", " "], {"temperature": 1.0, "seed": 3, "stop": (" ",)}),
+]
+
+
+@pytest.fixture
+def written(trained: Any) -> Callable[..., str]:
+    """Return a function that lets the trained gru write without the command."""
+    digest = tracking.client().get_run(trained.summary["cells"]["gru"]["run_id"]).data.tags["rnnlm.model_sha256"]
+    saved = load_model(workspace.store().path(Handle("model", digest)))
+    return lambda prefix, **settings: continue_text(saved, prefix, GenerateConfig(length=60, **settings)).text
+
+
+@pytest.mark.parametrize(("options", "settings"), SAMPLING, ids=" ".join)
+def test_generate_samples_as_its_options_say(
+    rnnlm: Callable[..., Answer], written: Callable[..., str], options: list[str], settings: dict[str, Any]
+) -> None:
+    answer = rnnlm("generate", "--model", "gru", "--prefix", "we ", "--length", "60", *options)
+    assert answer.code == 0, answer
+    assert answer.err == ""
+    assert answer.out == written("we ", **settings) + "\n"
+
+
+def test_an_option_of_generate_changes_the_text(written: Callable[..., str]) -> None:
+    """So that the test above can tell an option that is heard from one that is not."""
+    plain, drawn = written("we "), written("we ", temperature=1.0, seed=3)
+    for _, settings in SAMPLING:
+        if "beam" not in settings:
+            assert written("we ", **settings) != (drawn if "temperature" in settings else plain), settings
+
+
+def test_generate_ends_before_a_stop_token(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    ask = ["generate", "--model", "gru", "--prefix", "we", "--length", "60"]
+    whole = rnnlm(*ask, "--temperature", "1", "--seed", "1").out.removesuffix("\n")
+    added = whole.removeprefix("we")
+    stop = added[20]
+    answer = rnnlm(*ask, "--temperature", "1", "--seed", "1", "--stop", stop)
+    assert answer.out == "we" + added.split(stop)[0] + "\n"
+    refused(rnnlm(*ask, "--stop", "€"), 2, "`generate.stop` must hold single tokens of the model", "'€'")
+    refused(rnnlm(*ask, "--stop", "the"), 2, "`generate.stop` must hold single tokens of the model", "'the'")
+
+
+def test_several_prefixes_are_continued_each_as_alone(
+    rnnlm: Callable[..., Answer], written: Callable[..., str]
+) -> None:
+    prefixes = ["we ", "the time ", "l"]
+    asked = [part for prefix in prefixes for part in ("--prefix", prefix)]
+    answer = rnnlm("generate", "--model", "gru", *asked, "--length", "60", "--temperature", "1", "--seed", "2")
+    assert answer.code == 0, answer
+    assert answer.out.splitlines() == [written(prefix, temperature=1.0, seed=2) for prefix in prefixes]
+
+
+def test_a_stream_is_the_same_text_token_by_token(
+    rnnlm: Callable[..., Answer], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ["generate", "--model", "gru", "--prefix", "we ", "--length", "30", "--temperature", "0.7", "--seed", "5"]
+    whole = rnnlm(*ask)
+    pieces: list[str] = []
+    echo = cli.typer.echo
+
+    def note(text: str = "", **options: Any) -> None:
+        pieces.append(text)
+        echo(text, **options)
+
+    monkeypatch.setattr(cli.typer, "echo", note)
+    streamed = rnnlm(*ask, "--stream")
+    assert streamed == whole
+    assert pieces == [*whole.out.removesuffix("\n"), ""]
+    pieces.clear()
+    assert rnnlm(*ask, "--stream", "--stop", "€").code == 2
+    assert [piece for piece in pieces if not piece.startswith("error: ")] == []
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -325,6 +411,18 @@ def test_generate_draws_the_same_text_from_the_same_seed(rnnlm: Callable[..., An
         (["--prefix", "x", "--length", "0"], ["`generate.length` must be at least 1. Got 0"]),
         (["--prefix", "x", "--temperature", "-1"], ["`generate.temperature` must be at least 0.0. Got -1.0"]),
         (["--prefix", "x", "--seed", "3"], ["`generate.seed` has no effect at temperature 0"]),
+        (["--prefix", "x", "--top-k", "5"], ["`generate.top_k` has no effect at temperature 0"]),
+        (["--prefix", "x", "--top-p", "0.5"], ["`generate.top_p` has no effect at temperature 0"]),
+        (["--prefix", "x", "--beam", "2", "--temperature", "1"], ["`generate.beam` has no effect on drawn samples"]),
+        (["--prefix", "x", "--length-penalty", "1"], ["`generate.length_penalty` has no effect without beam search"]),
+        (["--prefix", "x", "--top-k", "-1", "--temperature", "1"], ["`generate.top_k` must be at least 0. Got -1"]),
+        (["--prefix", "x", "--top-p", "0", "--temperature", "1"], ["`generate.top_p` must be above 0.0. Got 0.0"]),
+        (["--prefix", "x", "--beam", "0"], ["`generate.beam` must be at least 1. Got 0"]),
+        (["--prefix", "x", "--repetition-penalty", "0.5"], ["`generate.repetition_penalty` must be at least 1.0"]),
+        (["--prefix", "x", "--stop", ""], ["`generate.stop` must hold no empty token"]),
+        (["--prefix", "x", "--prefix", ""], ["prefix is empty"]),
+        (["--prefix", "x", "--stream", "--beam", "2"], ["`--stream` prints one text as it grows", "leave one of them"]),
+        (["--prefix", "x", "--prefix", "y", "--stream"], ["`--stream` prints one text as it grows"]),
         (["--prefix", "x", "--unknown", "drop"], ["`generate.unknown` must be one of map, error. Got 'drop'"]),
         (["--prefix", "x", "--length", "many"], ["'--length'", "integer"]),
         ([], ["Missing option '--prefix'"]),
@@ -391,6 +489,89 @@ def test_what_exists_is_listed_a_line_each(
     assert set(names) <= set(listed)
     assert len(listed) == len(set(listed))
     assert not bare_home.exists()
+
+
+@pytest.mark.parametrize(
+    ("level", "most"), [("word", "of  75 "), ("char", "' '  1,079 "), ("byte", "Ġ  1,079 "), ("bpe", r"Ġ[a-z]+  \d+ ")]
+)
+def test_a_corpus_is_shown_at_every_level(
+    rnnlm: Callable[..., Answer], bare_home: Path, book: Path, level: str, most: str
+) -> None:
+    answer = rnnlm("corpora", "show", book, "--level", level)
+    assert answer.code == 0, answer
+    assert answer.err == ""
+    first, *table, last = answer.out.splitlines()
+    if level == "bpe":
+        assert re.fullmatch(
+            r"book.txt · bpe tokens: train [\d,]+, valid \d+, test \d+ · normalizer none · eos none", first
+        )
+    else:
+        length = len(book.read_text().split()) if level == "word" else 6000
+        assert first == f"book.txt · {level} tokens: whole {length:,} · normalizer none · eos none"
+    text = "\n".join(table)
+    assert re.search(r"unigrams \([\d,]+ types.*bigrams \([\d,]+ types.*trigrams \([\d,]+ types", text)
+    assert re.search(most, text)
+    picture = Path(last.removeprefix("rank-frequency plot: "))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.is_relative_to(bare_home / "artifacts" / "store" / "statistics")
+    assert not (bare_home / "mlflow.db").exists()
+
+
+def test_the_counts_of_a_corpus_are_those_of_its_text(
+    rnnlm: Callable[..., Answer], bare_home: Path, book: Path, tmp_path: Path
+) -> None:
+    plot = tmp_path / "zipf.png"
+    answer = rnnlm("corpora", "show", book, "--level", "word", "--normalizer", "letters", "--plot", plot)
+    assert answer.code == 0, answer
+    words = book.read_text().split()
+    (word, count), *_ = Counter(words).most_common()
+    ((one, other), pairs), *_ = Counter(itertools.pairwise(words)).most_common()
+    assert f"unigrams ({len(set(words))} types" in answer.out
+    rows = [line for line in answer.out.splitlines() if line.strip().startswith(f"{word}  {count}")]
+    assert len(rows) == 1
+    assert f"{one} {other}  {pairs}" in rows[0]
+    assert "normalizer letters" in answer.out.splitlines()[0]
+    assert answer.out.splitlines()[-1] == f"rank-frequency plot: {plot}"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["time-machin"], 2, ["unknown corpus: time-machin: did you mean time-machine?"]),
+        (["./nowhere/mine.txt"], 3, ["no such file or folder", "mine.txt"]),
+        (["python-docs", "--level", "words"], 2, ["`tokenizer.level` must be one of char, word, byte, bpe"]),
+        (["python-docs", "--normalizer", "lettres"], 2, ["`corpus.normalizer` must be one of", "Got 'lettres'"]),
+        (["python-docs", "--plot", "/nowhere/zipf.png"], 5, ["cannot write", "/nowhere/zipf.png"]),
+        (["python-docs", "--lvl", "word"], 2, ["No such option: --lvl"]),
+        ([], 2, ["Missing argument"]),
+    ],
+)
+def test_a_mistake_in_showing_a_corpus_is_one_line_and_leaves_nothing(
+    rnnlm: Callable[..., Answer], bare_home: Path, arguments: list[str], code: int, parts: list[str]
+) -> None:
+    refused(rnnlm("corpora", "show", *arguments), code, *parts)
+    assert not bare_home.exists()
+
+
+def test_the_results_page_is_printed_or_written(rnnlm: Callable[..., Answer], trained: Any, tmp_path: Path) -> None:
+    printed = rnnlm("results")
+    assert printed.code == 0, printed
+    assert printed.err == ""
+    assert printed.out.startswith("# Results\n")
+    assert "- 2 x 200 LSTM: `rnnlm run --preset ptb-zaremba-small`\n" in printed.out
+    path = tmp_path / "results.md"
+    written = rnnlm("results", "--output", path)
+    assert (written.code, written.out, written.err) == (0, "", "")
+    assert path.read_text(encoding="utf-8") == printed.out
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/results.md"])
+def test_a_results_page_that_cannot_be_written_is_one_line(
+    rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path, place: str
+) -> None:
+    refused(rnnlm("results", "--output", tmp_path / place), 5, "cannot write the results", str(tmp_path))
+    assert not (bare_home / "mlflow.db").exists()
 
 
 def test_help_is_complete_and_needs_nothing_heavy(bare_home: Path) -> None:

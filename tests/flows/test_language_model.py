@@ -1,6 +1,7 @@
 """The main flow: what it returns, what MLflow and Prefect know afterwards, and what a failure leaves."""
 
 import asyncio
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -122,6 +123,33 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
     assert names == {"comparison.md", "perplexity.png", "table.json", "text"}
     children = [runs[figures["run_id"]] for figures in finished.summary["cells"].values()]
     assert len({frozenset(child.data.metrics) for child in children}) == 1
+
+
+def test_the_parent_run_says_what_the_text_looks_like(
+    finished: Any, book: Path, mlflow_of: Callable[[Path], MlflowClient], tmp_path: Path
+) -> None:
+    client = mlflow_of(finished.home)
+    text, parent = book.read_text(), client.get_run(finished.summary["parent_run_id"])
+    facts = parent.data.metrics
+    assert facts["text/tokens_counted"] == len(text)
+    assert facts["text/unigram_types"] == len(set(text))
+    assert facts["text/bigram_types"] == len(set(itertools.pairwise(text)))
+    assert facts["vocabulary/size"] == len(set(text)) + 1
+    assert {split: facts[f"corpus/{split}_tokens"] for split in ("train", "valid", "test")} == {
+        "train": 4800, "valid": 600, "test": 600,
+    }  # fmt: skip
+    assert facts["corpus/test_oov_rate"] == 0
+    assert parent.data.tags["rnnlm.eos"] == "none"
+    child = client.get_run(finished.summary["cells"]["gru"]["run_id"])
+    assert parent.data.tags["rnnlm.corpus_sha256"] == child.data.tags["rnnlm.corpus_sha256"]
+    paths = {item.path for item in client.list_artifacts(parent.info.run_id, "text")}
+    assert paths == {"text/zipf.png", "text/statistics.json"}
+    kept = json.loads(Path(client.download_artifacts(parent.info.run_id, "text/statistics.json", tmp_path)).read_text())
+    assert [facts[f"text/{name}_zipf_exponent"] for name in ("unigram", "bigram", "trigram")] == [
+        grams["exponent"] for grams in kept["grams"]
+    ]
+    picture = Path(client.download_artifacts(parent.info.run_id, "text/zipf.png", tmp_path))
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_prefect_shows_every_stage_by_its_name(finished: Any, mlflow_of: Callable[[Path], MlflowClient]) -> None:
@@ -255,6 +283,35 @@ def test_without_held_out_text_the_training_figures_stand_alone(run: Run_) -> No
     assert figures["train_perplexity"] > 1
     assert summary["best_cell"] == "rnn"
     assert "valid/perplexity" not in tracking.client().get_run(figures["run_id"]).data.metrics
+
+
+def test_words_and_lines_are_told_with_what_the_vocabulary_lacks(run: Run_, text: Path) -> None:
+    # Of a vocabulary this small no exponent can be told.
+    text.write_text("a b\nb a\n" * 900 + "a c\n" * 200)
+    summary = run(tokenizer__level="word", tokenizer__eos="line", generate__prefixes=["a b"])
+    parent = tracking.client().get_run(summary["parent_run_id"]).data
+    assert parent.tags["rnnlm.eos"] == "line"
+    assert parent.metrics["text/unigram_types"] == 4
+    assert "text/unigram_zipf_exponent" not in parent.metrics
+    assert parent.metrics["corpus/train_tokens"] == (1800 + 200) * 3 * 0.8
+    assert parent.metrics["corpus/test_oov_rate"] == pytest.approx(1 / 3)
+    assert summary["cells"]["rnn"]["samples"][0].startswith("a b")
+
+
+def test_byte_pairs_go_the_whole_way(run: Run_, text: Path) -> None:
+    summary = run(tokenizer__level="bpe", tokenizer__bpe_size=280)
+    figures = summary["cells"]["rnn"]
+    (sample,) = figures["samples"]
+    assert sample.startswith("the ")
+    assert len(sample) > len("the ") + 10  # tokens of more than one character
+    assert math.log2(figures["test_perplexity"]) > figures["bits_per_char"] > 0
+    parent = tracking.client().get_run(summary["parent_run_id"]).data
+    child = tracking.client().get_run(figures["run_id"]).data
+    assert parent.metrics["vocabulary/size"] in (280, 281)
+    assert parent.metrics["corpus/test_oov_rate"] == 0
+    assert parent.metrics["text/tokens_counted"] == parent.metrics["corpus/train_tokens"] < 4800
+    assert child.params["tokenizer.bpe_size"] == "280"
+    assert tracking.predict(child.tags["rnnlm.model_uri"], ["the "], length=10, temperature=0.5, seed=0) == [sample]
 
 
 def test_a_text_too_short_for_its_splits_is_refused_with_the_minimum(run: Run_, text: Path) -> None:

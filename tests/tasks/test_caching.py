@@ -188,6 +188,16 @@ def test_a_record_comes_back_as_it_was(home: Path, text: Path, serializer: Verif
     assert json.loads(record)["result"] == "Text"
 
 
+def test_the_record_of_the_statistics_comes_back_as_it_was(
+    home: Path, text: Path, serializer: VerifiedSerializer
+) -> None:
+    done = statistics.fn(tokenize.fn(download.fn(resolve(str(text))), "none", 0, "word", "none", 0, None))
+    assert serializer.loads(serializer.dumps(done)) == done
+    shutil.rmtree(home / "artifacts" / "store" / "statistics")
+    with pytest.raises(NotWhole, match="is missing"):
+        serializer.loads(serializer.dumps(done))
+
+
 def test_a_record_keeps_every_digit_of_a_number(
     serializer: VerifiedSerializer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,42 @@ def test_the_stages_before_training_hand_on_verified_artifacts(home: Path, text:
     }
 
 
+@pytest.mark.parametrize(
+    ("level", "eos", "bpe_size", "shares", "max_chars", "counts"),
+    [
+        ("char", "none", 0, None, 100, {"whole": 100}),
+        ("byte", "none", 0, None, 0, {"whole": 6008}),
+        ("word", "line", 0, None, 0, {"whole": 1045 + 3}),
+        ("bpe", "none", 260, (80, 10, 10), 100, None),
+    ],
+)
+def test_tokenize_cuts_as_it_is_told(
+    home: Path,
+    text: Path,
+    level: str,
+    eos: str,
+    bpe_size: int,
+    shares: tuple[int, int, int] | None,
+    max_chars: int,
+    counts: dict[str, int] | None,
+) -> None:
+    text.write_text(text.read_text() + "\n\nü!")
+    tokens = tokenize.fn(download.fn(resolve(str(text))), "none", max_chars, level, eos, bpe_size, shares)
+    if counts is not None:
+        assert tokens.num_tokens == counts
+    else:  # characters are divided, and four pairs of them merged
+        assert list(tokens.num_tokens) == ["train", "valid", "test"]
+        assert 50 < sum(tokens.num_tokens.values()) < 100
+
+
+def test_statistics_describe_the_tokens_and_keep_a_picture(home: Path, text: Path) -> None:
+    found = statistics.fn(tokenize.fn(download.fn(resolve(str(text))), "none", 0, "word", "none", 0, None))
+    assert workspace.store().fault(found.handle) == ""
+    assert found.num_tokens == len(text.read_text().split())
+    assert found.grams[0].top[0] == (("the",), 174)
+    assert (workspace.store().path(found.handle) / "zipf.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_stage_refuses_an_artifact_that_changed(home: Path, text: Path) -> None:
     fetched = download.fn(resolve(str(text)))
     (workspace.store().path(fetched.handle) / "whole.txt").write_text("edited")

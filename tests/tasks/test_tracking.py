@@ -336,6 +336,33 @@ def test_tracked_cells_are_listed_newest_first_and_by_corpus(home: Path) -> None
     assert [run.metrics["perplexity"] for run in tracking.tracked_cells("one")] == [2, 0]
     assert [run.metrics["perplexity"] for run in tracking.tracked_cells(last=1)] == [2]
     assert tracking.tracked_cells("it's nobody's") == []
+    assert {run.parameters["model.hidden_size"] for run in tracking.tracked_cells()} == {"8"}
+
+
+def test_finished_cells_are_those_of_one_preset_and_cell_newest_first(home: Path) -> None:
+    def train(key: str, cell: str, flow: FlowRun) -> str:
+        with tracking.child_run(flow, cell, key, {}) as run_id:
+            return run_id
+
+    with open_parent() as flow:
+        mine = [train("key-1", "gru", flow), train("key-2", "gru", flow)]
+        train("key-3", "lstm", flow)
+        train("key-4", "gru", replace(flow, preset="quickstart"))
+        with pytest.raises(RuntimeError, match="boom"), tracking.child_run(flow, "gru", "key-5", {}):
+            raise RuntimeError("boom")
+        with tracking.child_run(flow, "gru", "key-6", {}):  # still at work
+            found = tracking.finished_cells("smoke", "gru")
+    assert [run.run_id for run in found] == mine[::-1]
+    assert found[0].parameters["model.hidden_size"] == "8"
+    assert found[0].parameters["cell"] == "gru"
+    assert tracking.finished_cells("it's nobody's", "gru") == []
+
+
+def test_a_parameter_is_kept_as_it_is_typed() -> None:
+    values = [0.5, 2.0, 1e-3, 20, "90/5/5", ("rnn", "gru"), ()]
+    assert [tracking.parameter_text(value) for value in values] == [
+        "0.5", "2.0", "0.001", "20", "90/5/5", "rnn,gru", "",
+    ]  # fmt: skip
 
 
 LOAD = """
@@ -345,7 +372,13 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 def write(**parameters):
     return model.predict(["the time ", "we listened"], params=parameters)
 drawn = [write(length=30, temperature=1.0, seed=seed) for seed in (5, 5, 6)]
-print(json.dumps({"greedy": write(length=7), "drawn": drawn, "prefect": "prefect" in sys.modules}))
+plain = write(length=30)
+likeliest = [write(length=30, temperature=1.0, top_k=1), write(length=30, temperature=1.0, top_p=1e-9)]
+print(json.dumps({
+    "greedy": write(length=7), "drawn": drawn, "prefect": "prefect" in sys.modules,
+    "plain": plain, "likeliest": likeliest, "penalized": write(length=30, repetition_penalty=50.0),
+    "parameters": {spec.name: spec.default for spec in model.metadata.signature.params},
+}))
 """
 
 
@@ -375,6 +408,11 @@ def test_mlflow_alone_loads_the_model_elsewhere_without_pickle_and_lets_it_write
     same, again, other = written["drawn"]
     assert same == again != other
     assert [len(text) for text in same] == [39, 41]
+    assert written["likeliest"] == [written["plain"]] * 2
+    assert written["penalized"] != written["plain"]
+    assert written["parameters"] == {
+        "length": 200, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0,
+    }  # fmt: skip
     assert written["prefect"] is False
     assert list((tmp_path / "home").rglob("*.pkl")) == []
 
