@@ -245,9 +245,9 @@ def results(
     """Print the published figures that were reproduced, theirs beside ours, from the tracked runs."""
     from tasks import workspace
 
-    workspace.prepare_environment()
     if output is not None:
         _check_writable(output)
+    workspace.prepare_environment()
     from flows.results import results_page
     from rnnlm_core.store import write_atomically
 

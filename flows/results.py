@@ -45,7 +45,13 @@ def _section(section: Section) -> str:
         seconds = sum(value for _, value in curve(run.run_id, "perf/epoch_seconds"))
         date = datetime.fromtimestamp(run.started, UTC)
         values = [_figure(name, run.metrics) for _, name in section.figures]
-        about = [_settings(row), run.parameters["train.seed"], f"{date:%Y-%m-%d}", duration(seconds), f"`{run.run_id}`"]
+        about = [
+            _settings(row),
+            str(run.parameters.get("train.seed", RunConfig().train.seed)),
+            f"{date:%Y-%m-%d}",
+            duration(seconds),
+            f"`{run.run_id}`",
+        ]
         lines.append(_row([row.system, row.theirs, *values, *about]))
     if missing:
         lines += ["", "Not run here:", "", *(f"- {row.system}: `{_command(row)}`" for row in missing)]

@@ -97,5 +97,5 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=False, ncols=max(1, len(trained)))
+    axes.legend(loc="upper right", frameon=False, ncols=max(1, len(trained)))
     figure.savefig(path, metadata={"Software": None})

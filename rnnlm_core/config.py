@@ -312,8 +312,10 @@ def _read(value: Any, kind: Any) -> Any:
 
 
 def _read_bool(value: Any) -> bool:
-    if isinstance(value, bool) or value in ("true", "false"):
-        return value in (True, "true")
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # as typed, and as MLflow shows it
+        return value.lower() == "true"
     raise ValueError("must be true or false")
 
 

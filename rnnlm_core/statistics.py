@@ -133,7 +133,7 @@ def plot_zipf(counts: dict[int, np.ndarray], grams: Sequence[Grams], noun: str, 
     axes.set_xlabel(f"rank ({noun})")
     axes.set_ylabel("count")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
 
