@@ -5,7 +5,6 @@ wanted among the likeliest alone; beam search keeps several continuations side b
 as one batch. Characters are joined with nothing, words with a space, bytes as soon as they are a character.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -239,7 +238,9 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig) -> l
         logits, state = _warm_up(model, [ids])
         scores = torch.zeros(1, dtype=torch.float64)
         for length in range(1, config.length + 1):
-            rows = [_penalized(row, {*ids, *new}, config.repetition_penalty) for row, new in zip(logits, added)]  # noqa: B905
+            rows = [
+                _penalized(row, {*ids, *new}, config.repetition_penalty) for row, new in zip(logits, added, strict=True)
+            ]
             every = scores[:, None] + torch.log_softmax(torch.stack(rows).cpu().double(), dim=-1)
             size = every.shape[1]
             best, places = every.flatten().sort(descending=True, stable=True)
@@ -260,8 +261,9 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig) -> l
             state = [tuple(part[beams] for part in layer) for layer in state]
             now, state = model(torch.tensor([[token] for _, _, token in kept], device=device), state)
             logits = now[:, -1]
-    ended += [(score / config.length**config.length_penalty, new) for score, new in zip(scores.tolist(), added)]  # noqa: B905
-    return max(ended, key=lambda entry: entry[0] if math.isfinite(entry[0]) else -math.inf)[1]
+    longest = config.length**config.length_penalty
+    ended += [(score / longest, new) for score, new in zip(scores.tolist(), added, strict=True)]
+    return max(ended, key=lambda entry: entry[0])[1]
 
 
 def opening(saved: SavedModel, corpus: Path, split: str) -> str:

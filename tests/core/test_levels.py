@@ -243,7 +243,9 @@ def test_what_is_learnt_is_the_same_in_every_process() -> None:
         ).stdout.decode()
         for seed, threads in (("1", "1"), ("2", "4"))
     ]
-    assert learnt == [_cut("bpe").description] * 2  # type: ignore[attr-defined]
+    here = _cut("bpe")
+    assert isinstance(here, BpeTokenizer)
+    assert learnt == [here.description] * 2
 
 
 # ---------------------------------------------------------------- keeping
