@@ -34,6 +34,8 @@ app = typer.Typer(
 
 corpora_app = typer.Typer()
 app.add_typer(corpora_app, name="corpora")
+presets_app = typer.Typer()
+app.add_typer(presets_app, name="presets")
 
 
 @app.callback()
@@ -57,7 +59,8 @@ def run(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
 ) -> None:
     """Train the cells on a text, measure them, let them write, and compare."""
-    from rnnlm_core.download import inspect, resolve
+    from rnnlm_core.download import resolve
+    from rnnlm_core.inspection import inspect
     from rnnlm_core.presets import run_config
 
     chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
@@ -195,16 +198,21 @@ def show_corpus(
     """Print the most frequent tokens, pairs and triples of a text, and plot their counts (Zipf's law)."""
     import shutil
 
-    from rnnlm_core.download import check_split, download, resolve
+    from rnnlm_core.config import LINE_KEEPING
+    from rnnlm_core.download import download, resolve
+    from rnnlm_core.inspection import check_split
     from rnnlm_core.presets import run_config
     from tasks import workspace
 
+    source = resolve(name)
     changes = {"corpus.normalizer": normalizer} if normalizer is not None else {}
+    if "whole" not in dict(source.files):
+        changes["corpus.split"] = "given"
     if level is not None:
         changes["tokenizer.level"] = level
-        changes |= {"tokenizer.eos": "none"} if level != "word" else {}
+    if level not in (None, "word") or normalizer not in (None, *LINE_KEEPING):
+        changes["tokenizer.eos"] = "none"
     config = run_config(corpus=name, changes=changes)
-    source = resolve(config.corpus.name)
     check_split(source, config.corpus)
     if plot is not None:
         _check_writable(plot)
@@ -213,6 +221,7 @@ def show_corpus(
     from rnnlm_core.statistics import PICTURE, statistics
     from rnnlm_core.tokenize import tokenize
 
+    typer.echo(f"reading {source.name} …", err=True)
     store = workspace.store()
     cut = config.tokenizer
     tokens = tokenize(
@@ -229,13 +238,25 @@ def show_corpus(
     typer.echo(f"rank-frequency plot: {plot or picture}")
 
 
-@app.command()
-def presets() -> None:
-    """List the presets."""
+@presets_app.callback(invoke_without_command=True)
+def presets(context: typer.Context) -> None:
+    """List the presets, or `show` every key of one."""
     from rnnlm_core.presets import PRESETS
 
+    if context.invoked_subcommand is not None:
+        return
     for name, make in PRESETS.items():
         typer.echo(f"{name:<18} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+@presets_app.command("show")
+def show_preset(name: Annotated[str, typer.Argument(help="One of `rnnlm presets`.")] = "quickstart") -> None:
+    """Print every key of the config, as `--set` takes it, with the preset's value."""
+    from rnnlm_core.config import flatten
+    from rnnlm_core.presets import run_config
+
+    for key, value in flatten(run_config(name)).items():
+        typer.echo(f"{key} = {','.join(value) if isinstance(value, tuple) else value}")
 
 
 @app.command()
@@ -304,6 +325,8 @@ def _flows_ready() -> Iterator[None]:
     with prefect_api() as api:
         if api.own:
             typer.echo("starting Prefect's own server (5 to 30 s) …", err=True)
+        else:
+            api.check()
         import flows.language_model  # noqa: F401 - heavy: imported while the server starts
         from flows.display import Display
         from tasks import tracking
@@ -352,8 +375,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    # As wide as it is: a terminal wraps what a table that shrinks would hide.
-    Console(width=1000, highlight=False).print(table)
+    # As wide as it is: a terminal wraps what a table that shrinks would hide. Tokens and names are shown as they are.
+    Console(width=1000, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _load(reference: str) -> "SavedModel":

@@ -11,9 +11,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.summary import CellStages, Ledger, RunSummary
 from rnnlm_core.config import RunConfig, flatten
-from rnnlm_core.download import Source, inspect, resolve, without_password
+from rnnlm_core.download import Source, resolve, without_password
+from rnnlm_core.inspection import inspect
 from rnnlm_core.presets import run_config
-from tasks import tracking
+from tasks import progress, tracking
 from tasks.compare import compare
 from tasks.corpus import corpus as encode
 from tasks.download import download
@@ -56,8 +57,10 @@ def language_model(
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         try:
             return _chain(config, source, run).as_json()
-        except BaseException:
+        except BaseException as error:
             stop_requested.set()
+            if not isinstance(error, Exception):  # Ctrl-C, a cancelled flow
+                progress.warn("stop", "ending what is under way, checkpoints are kept …")
             raise
 
 

@@ -39,7 +39,13 @@ class Api:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Check that the API answers; Prefect itself would try for minutes."""
+        """Check that the API answers, and have flows use it."""
+        self.check()
+        with nullcontext():
+            yield
+
+    def check(self) -> None:
+        """Raise `ResourceError` if the API does not answer; Prefect itself would try for minutes."""
         import httpx
 
         try:
@@ -50,8 +56,6 @@ class Api:
                 f"{self.url} ({type(error).__name__})",
                 "start it with `prefect server start`, or unset PREFECT_API_URL to run without one",
             ) from error
-        with nullcontext():
-            yield
 
 
 class OwnApi(Api):

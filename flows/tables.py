@@ -72,8 +72,8 @@ def grams_table(found: Statistics) -> Table:
 
 
 def _shown(tokens: tuple[str, ...]) -> str:
-    """Return tokens as they can be told apart in a line: white space quoted."""
-    return " ".join(repr(token) if token.isspace() else token for token in tokens)
+    """Return tokens as they can be told apart in a line: white space and what cannot be printed quoted."""
+    return " ".join(token if token.isprintable() and not token.isspace() else repr(token) for token in tokens)
 
 
 def ui_commands(tracking_uri: str) -> list[str]:

@@ -43,7 +43,6 @@ class CatalogueEntry:
     prefixes: tuple[str, ...]
     files: tuple[CorpusFile, ...] = ()
     """Empty for a text that ships with Python itself."""
-    level: str = "char"
     eos: str = "none"
     """Whether published figures count one `<eos>` per line."""
 
@@ -129,7 +128,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             normalizer="none",
             split="given",
             prefixes=("the company said",),
-            level="word",
             eos="line",
             files=tuple(
                 CorpusFile(split, f"ptb/ptb.{split}.txt", sha256, size, (f"{_ZAREMBA}/ptb.{split}.txt",))
@@ -147,7 +145,6 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             normalizer="none",
             split="given",
             prefixes=("the film was",),
-            level="word",
             eos="line",
             files=tuple(
                 CorpusFile(split, f"wikitext-2/{split}.txt", sha256, size, (f"{_EXAMPLES}/{split}.txt",))

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rnnlm_core.errors import ConfigError, suggestion
 
 CELLS = ("rnn", "gru", "lstm")
+LINE_KEEPING = ("none", "d2l-lines")
+"""The normalisers that leave line ends where they are."""
 SPLITS = ("train", "valid", "test")
 
 
@@ -331,7 +333,10 @@ def _read_tuple(value: Any) -> tuple[str, ...]:
             except json.JSONDecodeError:
                 raise ValueError("must be a JSON list or a comma-separated list") from None
         else:
-            value = [part for part in value.split(",") if part]
+            parts = [part for part in value.split(",") if part]
+            if value and not parts:
+                raise ValueError('must be a list; a comma itself is written [","]')
+            value = parts
     if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
         raise ValueError("must be a list of strings")
     return tuple(value)
@@ -375,6 +380,14 @@ def _rules(config: RunConfig) -> Iterator[str]:
     yield from _train_rules(config)
     if any(not prefix for prefix in config.generate.prefixes):
         yield "`generate.prefixes` must hold no empty prefix. Got ''"
+    reserved = config.tokenizer.reserved_tokens
+    if "" in reserved or "<unk>" in reserved or len(set(reserved)) < len(reserved):
+        yield f"`tokenizer.reserved_tokens` must be different tokens, none empty or <unk>. Got {','.join(reserved)!r}"
+    if config.train.patience and config.train.patience >= config.train.epochs:
+        yield (
+            f"`train.patience` must be below train.epochs ({config.train.epochs}) to have an effect. "
+            f"Got {config.train.patience}"
+        )
     if any(not token for token in config.generate.stop):
         yield "`generate.stop` must hold no empty token. Got ''"
     for key, why in _without_effect(config):
@@ -406,9 +419,9 @@ def _split_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _tokenizer_rules(config: RunConfig) -> Iterator[str]:
-    if config.tokenizer.eos == "line" and config.corpus.normalizer not in ("none", "d2l-lines"):
+    if config.tokenizer.eos == "line" and config.corpus.normalizer not in LINE_KEEPING:
         yield (
-            "`tokenizer.eos` line needs a normalizer that keeps lines (none, d2l-lines). "
+            f"`tokenizer.eos` line needs a normalizer that keeps lines ({', '.join(LINE_KEEPING)}). "
             f"Got {config.corpus.normalizer}"
         )
 
@@ -454,13 +467,19 @@ def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
         "model.reset_gate": ("gru" in config.cells, "without the cell gru"),
         "model.init_range": (config.model.init == "uniform", "without model.init=uniform"),
         "train.momentum": (config.train.optimizer == "sgd", "without train.optimizer=sgd"),
-        "train.decay": (schedule in ("step", "plateau"), f"with schedule {schedule}: use train.schedule=step"),
+        "train.decay": (
+            schedule in ("step", "plateau"),
+            f"with schedule {schedule}: use step or plateau",
+        ),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_p": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.beam": (not drawn, "on drawn samples: set generate.temperature=0"),
-        "generate.length_penalty": (beam, "without beam search: set generate.beam above 1"),
+        "generate.length_penalty": (
+            beam and bool(config.generate.stop),
+            "without beam search that can end early: set generate.beam above 1, and generate.stop",
+        ),
     }
     values, defaults = flatten(config), flatten(RunConfig())
     for key, (met, why) in needs.items():

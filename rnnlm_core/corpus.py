@@ -163,6 +163,7 @@ def _write_split(
     kind = id_type(len(words))
     schema = pa.schema([("id", pa.from_numpy_dtype(kind))], metadata=metadata)
     unknown = chars = written = 0
+    after_blank = False
     with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
         for indices, dictionary in _slice(token_batches(path), start, length):
             ids = np.array(words[dictionary], dtype=kind)[indices]
@@ -170,6 +171,9 @@ def _write_split(
             chars += int(widths[indices].sum())
             if not written:
                 chars -= int(widths[indices[0]])  # the first token is given, not predicted
+            blank = np.array([token == cut.blank for token in dictionary])[indices]
+            chars += int((blank[1:] & blank[:-1]).sum()) + (after_blank and bool(blank[0]))
+            after_blank = bool(blank[-1])
             # A text may hold `<unk>` itself, as published: that is a word like any other.
             strange = np.array([token not in words for token in dictionary])
             unknown += int(strange[indices].sum())

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rnnlm_core.catalogue import CATALOGUE, CorpusFile
-from rnnlm_core.config import SPLITS, CorpusConfig, RunConfig
+from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import (
     DataError,
     IntegrityError,
@@ -28,10 +28,7 @@ from rnnlm_core.errors import (
     UsageError,
     suggestion,
 )
-from rnnlm_core.levels import tokenizer
-from rnnlm_core.normalize import normalizer, read_blocks
 from rnnlm_core.store import Handle, Store, file_sha256
-from rnnlm_core.tokenize import Part, nothing_left, too_short
 
 TIMEOUT_SECONDS = 30
 EMBEDDED = "python-docs"
@@ -94,42 +91,8 @@ def _local(name: str, known: str) -> Source:
         if os.sep in name or path.suffix:
             raise DataError("no such file or folder", name, f"give a path that exists or a corpus name ({known})")
         raise UsageError("unknown corpus", name, f"{known}; or give the path of a text")
-    files = tuple((split, _sha256_of(paths)) for split, paths in _local_files(path).items())
+    files = tuple((split, _sha256_of(paths)) for split, paths in local_files(path).items())
     return Source(path.resolve().name, "local", str(path.resolve()), files)
-
-
-def inspect(source: Source, config: RunConfig) -> None:
-    """Read a local or embedded text far enough to know that it can become a corpus; raise `DataError` if not.
-
-    Texts that are not on this machine are inspected when they arrive.
-    """
-    check_split(source, config.corpus)
-    if source.kind == "local":
-        for paths in _local_files(Path(source.location)).values():
-            for path in paths:
-                for _ in read_blocks(path):  # all of each file, so that no bad byte shows up later
-                    pass
-    if source.kind in ("local", "embedded"):
-        with tempfile.TemporaryDirectory() as folder:
-            for split, path in _texts(source, Path(folder)):
-                _inspect_text(path, split, config, source.place)
-
-
-def check_split(source: Source, corpus: CorpusConfig) -> None:
-    """Raise `UsageError` when the config divides a corpus that comes divided, or the other way round."""
-    names = [split for split, _ in source.files]
-    if corpus.split == "given" and "whole" in names:
-        raise UsageError(
-            "`corpus.split` given needs a corpus in three files",
-            source.name,
-            "use `--set corpus.split=90/5/5`",
-        )
-    if corpus.split != "given" and "whole" not in names:
-        raise UsageError(
-            "this corpus is published in three files",
-            f"corpus.split={corpus.split}",
-            "use `--set corpus.split=given`",
-        )
 
 
 def download(source: Source, store: Store) -> Text:
@@ -142,7 +105,7 @@ def download(source: Source, store: Store) -> Text:
     with store.draft("text") as draft, tempfile.TemporaryDirectory() as folder:
         digests = {}
         promised = dict(source.files)
-        for split, path in _texts(source, Path(folder)):
+        for split, path in texts(source, Path(folder)):
             target = draft.folder / f"{split}.txt"
             shutil.copyfile(path, target)
             digests[split] = file_sha256(target)
@@ -158,7 +121,7 @@ def download(source: Source, store: Store) -> Text:
         return Text(draft.publish(), size, digests)
 
 
-def _texts(source: Source, folder: Path) -> Iterator[tuple[str, Path]]:
+def texts(source: Source, folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield (split, path) of each file of the source; what is not a file yet is put into `folder`."""
     if source.kind == "embedded":
         path = folder / "whole.txt"
@@ -171,7 +134,7 @@ def _texts(source: Source, folder: Path) -> Iterator[tuple[str, Path]]:
         (_, digest), *_ = source.files
         yield "whole", _fetch(CorpusFile("whole", "", digest, 0, (source.location,)), folder)
     else:
-        for split, paths in _local_files(Path(source.location)).items():
+        for split, paths in local_files(Path(source.location)).items():
             if len(paths) == 1:
                 yield split, paths[0]
                 continue
@@ -227,7 +190,7 @@ def without_password(address: str) -> str:
     return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:***@", address)
 
 
-def _local_files(path: Path) -> dict[str, list[Path]]:
+def local_files(path: Path) -> dict[str, list[Path]]:
     """Return the files behind a path: itself, train/valid/test of a folder, or all its texts as one."""
     if path.is_file():
         if not path.stat().st_size:
@@ -235,7 +198,7 @@ def _local_files(path: Path) -> dict[str, list[Path]]:
         return {"whole": [path]}
     splits = {split: path / f"{split}.txt" for split in SPLITS}
     if all(file.is_file() for file in splits.values()):
-        return {split: _local_files(file)["whole"] for split, file in splits.items()}
+        return {split: local_files(file)["whole"] for split, file in splits.items()}
     files = sorted(file for file in path.rglob("*.txt") if file.is_file() and file.stat().st_size)
     if not files:
         raise DataError("the folder holds no text (*.txt)", path, "give a folder of UTF-8 texts")
@@ -263,28 +226,6 @@ def _sha256_of(paths: list[Path]) -> str:
     for part in _joined(paths):
         digest.update(part)
     return digest.hexdigest()
-
-
-def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None:
-    """Count tokens until there are enough."""
-    level = config.tokenizer.level
-    # Merges are not learnt yet: a text has at least as many bytes as byte pairs, so what is too short stays so.
-    cut = tokenizer("byte" if level == "bpe" else level, config.tokenizer.eos)
-    part = Part(path, normalizer(config.corpus.normalizer), max_chars=config.corpus.max_chars)
-    need = config.train.fewest_tokens
-    enough = need if split in ("whole", "train") else 2
-    if split == "whole" and config.corpus.shares:
-        enough = -(-need * sum(config.corpus.shares) // config.corpus.shares[0])
-    found = 0
-    for block in part.tokenizable(cut):
-        found += len(block) if level == "char" else len(cut.split(block))
-        if found >= enough:
-            break
-    if not found:
-        raise nothing_left(where, config.corpus.normalizer)
-    if found < enough:
-        place = where if split == "whole" else f"split `{split}` of {where}"
-        raise too_short(found, enough, place, "give a longer text, or lower train.batch_size or train.num_steps")
 
 
 def _fetch(file: CorpusFile, folder: Path) -> Path:

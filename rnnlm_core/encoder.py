@@ -33,6 +33,8 @@ class BidirectionalEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if dropout and num_layers == 1:
+            raise ValueError(f"dropout between layers needs at least two of them, got dropout={dropout}, num_layers=1")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.layers = _LAYERS[cell](
             embedding_size, hidden_size, num_layers, dropout=dropout, bidirectional=True, batch_first=True

@@ -119,4 +119,6 @@ def suggestion(name: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     listed = "known: " + ", ".join(known)
-    return f"did you mean {close[0]}? ({listed})" if close else listed
+    if not close:
+        return listed
+    return f"did you mean {close[0]}?" + (f" ({listed})" if len(known) > 1 else "")

@@ -52,7 +52,8 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
         split=split,
         loss=loss,
         perplexity=perplexity(loss),
-        bits_per_char=nats / math.log(2) / facts.predicted_chars,
+        # A split of a few bytes may end within its first character.
+        bits_per_char=nats / math.log(2) / facts.predicted_chars if facts.predicted_chars else math.inf,
         oov_rate=facts.oov_rate,
         num_tokens=len(ids),
         eos=corpus_conventions(folder)[0].about["eos"],

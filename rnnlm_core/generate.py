@@ -106,6 +106,7 @@ def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lam
     """Return the tokens of a prefix as the model's own text was read."""
     if not prefix:
         raise UsageError("prefix is empty", "''", "give at least one character")
+    _check_encodable(prefix, "prefix")
     tokens = saved.tokenizer.split(normalizer(saved.normalizer).prefix(prefix))
     if not tokens:
         raise UsageError(
@@ -127,11 +128,22 @@ def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lam
     return tokens
 
 
+def _check_encodable(text: str, what: str) -> None:
+    """Refuse what is no Unicode text: a shell hands over bytes that are no UTF-8 as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not UTF-8 at position {error.start}", repr(text), "give valid text") from None
+
+
 def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
     """Return the ids of the stop tokens; a line end is the `<eos>` of a corpus that has them."""
     ids = set()
     for token in config.stop:
-        known = [token] if token in saved.vocabulary else saved.tokenizer.split(token)
+        _check_encodable(token, "generate.stop")
+        # Bytes are written as characters (`é` is also the name of a byte), so there the text alone is meant.
+        by_name = not saved.tokenizer.alphabet and token in saved.vocabulary
+        known = [token] if by_name else saved.tokenizer.split(token)
         if len(known) != 1 or known[0] not in saved.vocabulary:
             raise UsageError(
                 f"`generate.stop` must hold single tokens of the model (level {saved.tokenizer.level})",
@@ -211,7 +223,8 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
         top_p: the fewest likeliest tokens that together have this probability stay possible (nucleus sampling,
             Holtzman et al. 2020); of what `top_k` left. 1 = all.
     """
-    weights = torch.softmax(logits.cpu().double() / temperature, dim=-1)
+    values = logits.cpu().double()
+    weights = torch.softmax((values - values.max()) / temperature, dim=-1)  # the largest must stay finite
     if not top_k and top_p == 1:
         return weights
     ordered, order = weights.sort(descending=True, stable=True)

@@ -51,8 +51,13 @@ class Tokenizer:
         return "".join(self.pieces(tokens))
 
     def widths(self, tokens: Sequence[str]) -> list[int]:
-        """Return how many characters of the text each token stands for, what joins it to the one before included."""
+        """Return how many characters of the text each token stands for, what joins it to its neighbour included."""
         return [len(token) for token in tokens]
+
+    @property
+    def blank(self) -> str:
+        """The token that stands for one more character where it follows itself; "" if there is none."""
+        return ""
 
     @property
     def about(self) -> dict[str, str]:
@@ -98,8 +103,13 @@ class WordTokenizer(Tokenizer):
                 space = " "
 
     def widths(self, tokens: Sequence[str]) -> list[int]:
-        """A word and a space; a line end, as published, stands between a space and the next line."""
-        return [1 + (1 if self.eos and token == EOS else len(token)) for token in tokens]
+        """A word and the space, or the line end, beside it; so `<eos>` adds nothing, but for an empty line."""
+        return [0 if self.eos and token == EOS else len(token) + 1 for token in tokens]
+
+    @property
+    def blank(self) -> str:
+        """Two `<eos>` in a row are an empty line: one more character."""
+        return EOS if self.eos else ""
 
     @property
     def about(self) -> dict[str, str]:
@@ -129,7 +139,7 @@ class ByteTokenizer(Tokenizer):
         """Yield text as soon as its last byte is there; bytes that are no UTF-8 become U+FFFD."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            if any(character not in _BYTE_OF for character in token):  # `<unk>`, a reserved token
+            if any(character not in _BYTE_OF for character in token):  # no string of bytes: a reserved token
                 yield decoder.decode(b"", final=True) + token
                 decoder.reset()
             else:

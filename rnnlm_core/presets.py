@@ -142,6 +142,8 @@ def run_config(
     if corpus is not None and corpus != config.corpus.name:
         config = _on(config, corpus)
     changed = dict(changes or {})
+    if changed.get("corpus.split") == "given":  # a preset's "first so many characters" is for a text in one file
+        config = replace(config, corpus=replace(config.corpus, max_chars=0))
     if cells is not None:
         changed["cells"] = list(cells)
     return override(config, changed)

@@ -79,7 +79,7 @@ def nothing_left(where: object, normalizer_name: str) -> DataError:
 
 def too_short(found: int, need: int, where: object, remedy: str) -> DataError:
     """Return the error for a text with fewer tokens than are needed."""
-    return DataError(f"text too short, needs at least {need} tokens", f"{found} tokens in {where}", remedy)
+    return DataError(f"text too short, needs at least {need:,} tokens", f"{found:,} tokens in {where}", remedy)
 
 
 def token_facts(folder: Path) -> dict[str, Any]:
@@ -124,13 +124,15 @@ class Part:
 
     def tokenizable(self, cut: Tokenizer) -> Iterator[str]:
         """Yield the blocks as their tokenizer shall see them."""
-        last = "\n"
+        last, length = "\n", 0
         blocks = self.blocks(join_lines=not isinstance(cut, WordTokenizer))
         for block in _at_words(blocks) if isinstance(cut, BpeTokenizer) else blocks:
             if block:
                 last = block
+                length += len(block)
                 yield block
-        if isinstance(cut, WordTokenizer) and cut.eos and not last.endswith("\n"):
+        cut_off = 0 < self.max_chars == length
+        if isinstance(cut, WordTokenizer) and cut.eos and not last.endswith("\n") and not cut_off:
             yield "\n"  # a last line without line end is a line
 
 

@@ -173,6 +173,12 @@ def fit(
             "the training split",
             "give a longer text, or lower train.batch_size or train.num_steps",
         )
+    updates = math.ceil(len(train_ids) // (config.batch_size * config.num_steps) / config.accumulate)
+    if config.warmup_steps >= config.epochs * updates:
+        warn(
+            f"the training ends before its warm-up: {config.epochs * updates} updates, "
+            f"train.warmup_steps {config.warmup_steps}: train.learning_rate is never reached"
+        )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
@@ -359,9 +365,9 @@ def learning_rate(config: TrainConfig, history: Sequence[Epoch], update: int, up
         rest = config.epochs * updates - config.warmup_steps
         rate *= 0.5 * (1 + math.cos(math.pi * max(done - config.warmup_steps, 0) / max(rest, 1)))
     elif config.schedule == "step":
-        rate /= config.decay ** max(len(history) + 1 - config.decay_after, 0)
+        rate *= config.decay ** -max(len(history) + 1 - config.decay_after, 0)  # not `/=`: that overflows
     elif config.schedule == "plateau":
-        rate /= config.decay ** _epochs_in_vain(history)
+        rate *= config.decay ** -_epochs_in_vain(history)
     return rate * (done + 1) / config.warmup_steps if done < config.warmup_steps else rate
 
 

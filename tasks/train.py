@@ -53,6 +53,7 @@ def train(
     store = workspace.store()
     with (
         _place(config.device) as (device, threads),
+        _unless_stopped(cell),
         tracking.child_run(flow, cell, key, _tags(corpus, vocabulary)) as run_id,
     ):
         log = tracking.EpochLog(run_id)
@@ -63,8 +64,6 @@ def train(
             log.add(epoch)
             progress.publish(progress.News("train", cell, epoch=epoch))
 
-        if stop_requested.is_set():
-            raise Stopped("training stopped", cell, "run the same command again to go on")
         settings = replace(config, device=device)
         job = Job(cell, corpus.handle, vocabulary.handle, model, settings, str(store.root), key, threads)
         try:
@@ -76,6 +75,14 @@ def train(
         trained: Trained = TypeAdapter(Trained).validate_python(result)
         _report(run_id, trained, corpus, vocabulary)
     return TrackedTraining(trained, run_id)
+
+
+@contextmanager
+def _unless_stopped(cell: str) -> Iterator[None]:
+    """Raise `Stopped` instead of beginning: a training that never was has no run either."""
+    if stop_requested.is_set():
+        raise Stopped("training stopped", cell, "run the same command again to go on")
+    yield
 
 
 def _tags(corpus: Corpus, vocabulary: BuiltVocabulary) -> dict[str, str]:

@@ -141,7 +141,7 @@ def test_line_ends_are_predicted_and_counted_like_words(store: Store) -> None:
     corpus, vocabulary = _built(store, _text(store, whole=lines), (1, 0, 0), level="word", eos="line")
     assert vocabulary.tokens == ("<unk>", "<eos>", "a", "b")
     assert _ids(store, corpus) == {"train": [2, 3, 1, 1, 2, 1]}
-    assert corpus.splits["train"] == SplitFacts(6, 0, len(lines) - len("a "))
+    assert corpus.splits["train"] == SplitFacts(6, 0, len("a b\n\na\n") - len("a "))
     cut, _ = corpus_conventions(store.open(corpus.handle))
     assert cut.about == {"level": "word", "eos": "line"}
 
@@ -355,9 +355,10 @@ def test_the_given_splits_have_their_published_sizes_and_nothing_out_of_vocabula
         text = contents[name].decode()
         tokens = text.replace("\n", " <eos> ").split()
         assert read_ids(folder / f"{name}.parquet").tolist() == vocabulary[tokens]
-        # A line is written ` w w w \n`: all of the file but its first word and that word's space.
-        first = 2 if tokens[0] == "<eos>" else len(tokens[0]) + 1
-        assert facts.predicted_chars == len(text) - first
+        # A line is published as ` w w w \n`: the spaces around it do not count, nor does the first token.
+        plain = "".join(" ".join(line.split()) + "\n" for line in text.split("\n")[:-1])
+        first = 1 if tokens[0] == "<eos>" else len(tokens[0]) + 1
+        assert facts.predicted_chars == len(plain) - first
 
 
 def test_the_first_characters_of_the_time_machine(store: Store, mirror: Path) -> None:

@@ -79,3 +79,9 @@ def test_dropout_between_the_layers_works_in_training_alone() -> None:
     assert not torch.equal(encoder(ids), encoder(ids))
     encoder.eval()
     assert torch.equal(encoder(ids), encoder(ids))
+
+
+def test_dropout_between_layers_needs_two_of_them() -> None:
+    with pytest.raises(ValueError, match=r"at least two of them, got dropout=0.5, num_layers=1"):
+        encoder_of("gru", dropout=0.5)
+    encoder_of("gru", dropout=0.5, num_layers=2)

@@ -136,7 +136,7 @@ def test_unknown_tokens_are_counted(build: Any, store: Store) -> None:
     assert rates == {"train": 0, "valid": 0, "test": 2 / 9}
 
 
-def test_eos_is_a_token_of_two_characters_that_the_result_names(store: Store, tmp_path: Path) -> None:
+def test_eos_is_a_token_that_the_result_names_and_the_line_end_it_stands_for(store: Store, tmp_path: Path) -> None:
     lines = ["one two three", "two one", "", "three one two"] * 10
     path = tmp_path / "lines.txt"
     path.write_text("".join(line + "\n" for line in lines))
@@ -151,7 +151,9 @@ def test_eos_is_a_token_of_two_characters_that_the_result_names(store: Store, tm
     predicted = stream[len(stream) - found.num_tokens + 1 :]
     assert (found.eos, found.num_tokens) == ("line", len(stream) // 5)
     assert "<eos>" in predicted
-    chars = sum(2 if word == "<eos>" else len(word) + 1 for word in predicted)
+    before = stream[len(stream) - found.num_tokens]
+    chars = sum(0 if word == "<eos>" else len(word) + 1 for word in predicted)
+    chars += sum(one == two == "<eos>" for one, two in pairwise([before, *predicted]))  # empty lines
     assert found.bits_per_char == pytest.approx(found.loss * len(predicted) / math.log(2) / chars, rel=1e-12)
 
 
@@ -187,3 +189,18 @@ def test_an_infinite_perplexity_stays_infinite(characters: Any, store: Store) ->
 def test_a_missing_model_is_told(characters: Any, store: Store) -> None:
     with pytest.raises(IntegrityError, match=r"artifact model:0000.* is missing"):
         evaluate(Handle("model", "0" * 64), characters.corpus, "test", store)
+
+
+def test_a_split_within_one_character_has_no_bits_per_character(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("é" * 40)
+    shares = (38, 1, 1)
+    tokens = tokenize(download(resolve(str(path)), store).handle, "none", "byte", store)
+    words = build_vocabulary(tokens, shares, 1, (), store)
+    corpus = build_corpus(tokens, words.handle, shares, 0, store)
+    built = SimpleNamespace(vocabulary=words.handle, vocabulary_size=words.size)
+    handle, _ = publish(store, built, "byte")
+    assert corpus.splits["test"].predicted_chars == 0
+    found = evaluate(handle, corpus.handle, "test", store)
+    assert math.isfinite(found.perplexity)
+    assert found.bits_per_char == math.inf

@@ -483,3 +483,29 @@ def test_a_split_that_opens_with_unknown_characters_is_read_as_its_tokens(build:
     assert warnings == []
     assert sample.prefix == "".join(saved.vocabulary.to_tokens(opened))
     assert sample.text == sample.prefix + "".join(saved.vocabulary.to_tokens(ids))
+
+
+@pytest.mark.parametrize("level", ["byte", "char", "word"])
+@pytest.mark.parametrize("beam", [1, 2])
+def test_what_is_no_unicode_text_is_refused(level: str, beam: int) -> None:
+    saved = saved_model(ALL_BYTES if level == "byte" else WORDS, level)
+    with pytest.raises(UsageError, match="prefix is not UTF-8 at position 1"):
+        continue_text(saved, "a\udcff", GenerateConfig(length=2))
+    with pytest.raises(UsageError, match=r"generate\.stop is not UTF-8 at position 0"):
+        continue_text(saved, "time", GenerateConfig(length=2, beam=beam, stop=("\udcff",)))
+
+
+def test_a_stop_among_bytes_is_text_and_not_the_name_of_a_byte() -> None:
+    saved = saved_model(ALL_BYTES, "byte")
+    assert {"é", "Ġ"} < set(ALL_BYTES.tokens)  # the names of the bytes E9 and 20
+    for text in ("é", "Ġ"):
+        with pytest.raises(UsageError, match="single tokens"):
+            continue_text(saved, "x", GenerateConfig(length=2, stop=(text,)))
+    logits = torch.full((len(ALL_BYTES),), -9.0)
+    logits[ALL_BYTES["Ġ"]] = 9.0
+    assert added(memoryless(logits, ALL_BYTES, level="byte"), "x", GenerateConfig(length=3, stop=(" ",))) == ""
+
+
+@pytest.mark.parametrize("temperature", [1e-308, 5e-324])
+def test_the_smallest_temperature_is_nearly_greedy(temperature: float) -> None:
+    assert probabilities(torch.tensor([1.0, 3.0, 2.0]), temperature).tolist() == [0, 1, 0]

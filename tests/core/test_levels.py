@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,13 @@ def test_a_word_s_width_is_the_word_and_a_space(words: list[str]) -> None:
 
 
 @given(lines=st.lists(st.lists(st.sampled_from(["a", "the", "<unk>", "中"]), max_size=4), max_size=6))
-def test_widths_of_lines_are_those_of_the_published_form(lines: list[list[str]]) -> None:
-    published = "".join(
-        f" {''.join(word + ' ' for word in line)}\n" for line in lines
-    )  # as PTB and WikiText-2 write it
+def test_widths_of_lines_count_their_line_ends_once(lines: list[list[str]]) -> None:
+    text = "".join(" ".join(line) + "\n" for line in lines)
     cut = _cut("word with eos")
-    assert sum(cut.widths(cut.split(published))) == len(published)
+    tokens = cut.split(text)
+    assert cut.text(tokens) == text
+    empty = sum(one == two == cut.blank for one, two in pairwise(["<eos>", *tokens]))
+    assert sum(cut.widths(tokens)) + empty == len(text)
 
 
 # ---------------------------------------------------------------- streaming

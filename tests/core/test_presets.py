@@ -155,3 +155,9 @@ def test_cells_are_chosen_and_checked() -> None:
 def test_a_change_that_breaks_a_rule_of_the_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"`corpus.max_tokens` must be at least .* Got 30000"):
         run_config("smoke", changes={"train.batch_size": 4096})
+
+
+def test_a_corpus_in_three_files_is_not_cut_as_the_preset_cuts_its_own() -> None:
+    config = run_config("lyrics", corpus="somewhere/folder", changes={"corpus.split": "given"})
+    assert (config.corpus.split, config.corpus.max_chars) == ("given", 0)
+    assert run_config("lyrics").corpus.max_chars == 10_000

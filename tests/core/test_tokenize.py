@@ -381,7 +381,8 @@ def test_max_chars_counts_the_normalised_text(store: Store) -> None:
     assert _tokenized("... The End!\n(of it)", "char", "letters", max_chars=9) == list("the end o")
     assert _tokenized("... The End!\n(of it)", "word", "letters", max_chars=9) == ["the", "end", "o"]
     assert _tokenized("中文 ab", "byte", max_chars=2) == ByteTokenizer().split("中文")
-    assert _tokenized("a b\nc d\n", "word", max_chars=5, eos="line") == ["a", "b", EOS, "c", EOS]
+    assert _tokenized("a b\nc d\n", "word", max_chars=5, eos="line") == ["a", "b", EOS, "c"]
+    assert _tokenized("a b\nc d", "word", max_chars=9, eos="line") == ["a", "b", EOS, "c", "d", EOS]
     facts = token_facts(store.open(tokenize(_text(store, whole="abc"), "none", "char", store, max_chars=2).handle))
     assert (facts["max_chars"], facts["num_tokens"]) == (2, {"whole": 2})
 

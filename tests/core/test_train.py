@@ -395,6 +395,20 @@ def test_patience_ends_a_training_that_no_longer_gets_better() -> None:
         assert [epoch.valid_loss for epoch in whole.history] == losses
 
 
+@pytest.mark.parametrize("schedule", ["step", "plateau"])
+def test_a_learning_rate_divided_for_ever_becomes_zero(schedule: str) -> None:
+    config = replace(CONFIG, epochs=2000, schedule=schedule, decay=10.0)
+    assert learning_rate(config, history_of(*[1.0] * 1000), 0, 1) == 0.0
+
+
+def test_a_warm_up_that_outlasts_the_training_is_told() -> None:
+    told: list[str] = []
+    fit_noise(config=replace(CONFIG, warmup_steps=1000), warn=told.append)
+    assert ["ends before its warm-up" in text for text in told] == [True]
+    fit_noise(config=replace(CONFIG, warmup_steps=2), warn=told.append)
+    assert len(told) == 1
+
+
 # Resuming
 
 

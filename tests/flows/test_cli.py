@@ -19,9 +19,10 @@ import pytest
 
 from flows import cli
 from rnnlm_core import catalogue
-from rnnlm_core.config import GenerateConfig
+from rnnlm_core.config import GenerateConfig, override
 from rnnlm_core.generate import continue_text
 from rnnlm_core.model import load_model
+from rnnlm_core.presets import run_config
 from rnnlm_core.store import Handle
 from tasks import tracking, workspace
 from tasks.download import download
@@ -499,7 +500,7 @@ def test_a_corpus_is_shown_at_every_level(
 ) -> None:
     answer = rnnlm("corpora", "show", book, "--level", level)
     assert answer.code == 0, answer
-    assert answer.err == ""
+    assert answer.err == "reading book.txt …\n"
     first, *table, last = answer.out.splitlines()
     if level == "bpe":
         assert re.fullmatch(
@@ -533,6 +534,35 @@ def test_the_counts_of_a_corpus_are_those_of_its_text(
     assert "normalizer letters" in answer.out.splitlines()[0]
     assert answer.out.splitlines()[-1] == f"rank-frequency plot: {plot}"
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_are_shown_as_they_are(rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes[draft].txt"
+    text.write_text("[/b] [red] :smile: \x1b[31mred " * 30)
+    answer = rnnlm("corpora", "show", text, "--level", "word")
+    assert answer.code == 0, answer
+    assert answer.out.startswith("notes[draft].txt · word tokens: ")
+    for token in ("[/b]", "[red]", ":smile:", repr("\x1b[31mred")):
+        assert f" {token}  30 " in answer.out.replace("\n", "\n ")
+    assert "\x1b" not in answer.out
+
+
+def test_a_folder_in_three_files_is_shown(rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text("one two three\n" * 9)
+    answer = rnnlm("corpora", "show", tmp_path, "--level", "word")
+    assert answer.code == 0, answer
+    assert "word tokens: test 27, train 27, valid 27 " in answer.out
+
+
+def test_a_preset_is_shown_as_its_keys_are_set(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+    answer = rnnlm("presets", "show", "lyrics")
+    assert answer.code == 0, answer
+    values = dict(line.split(" = ", 1) for line in answer.out.splitlines())
+    assert values["generate.prefixes"] == "分开,不分开"
+    assert override(run_config("smoke"), values) == run_config("lyrics")
+    assert not bare_home.exists()
+    refused(rnnlm("presets", "show", "lyric"), 2, "unknown preset: lyric: did you mean lyrics?")
 
 
 @pytest.mark.parametrize(

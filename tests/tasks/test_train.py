@@ -129,6 +129,8 @@ def test_a_training_that_waited_while_a_stop_came_does_not_start(
     with pytest.raises(Stopped, match="training stopped: rnn: run the same command again to go on"):
         train.fn("rnn", built.corpus, built.vocabulary, train_model, SHORT, parent)
     assert jobs == []
+    assert trainings() == []
+    assert len(tracking.client().search_runs([tracking.experiment_id()])) == 1  # the parent
 
 
 def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
