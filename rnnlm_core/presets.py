@@ -44,9 +44,9 @@ def time_machine() -> RunConfig:
     """The whole novel, letters only, with honest splits and settings that generalise."""
     return RunConfig(
         corpus=CorpusConfig(name="time-machine", normalizer="letters"),
-        model=ModelConfig(hidden_size=256, embedding_size=64, dropout=0.3),
+        model=ModelConfig(hidden_size=320, embedding_size=64, dropout=0.4),
         train=TrainConfig(
-            epochs=15, batch_size=32, num_steps=64, learning_rate=4e-3, weight_decay=0.01, schedule="cosine"
+            epochs=15, batch_size=16, num_steps=64, learning_rate=3e-3, weight_decay=0.01, schedule="cosine"
         ),
         generate=GenerateConfig(prefixes=("time traveller", "traveller"), length=100, temperature=0.5),
     )
