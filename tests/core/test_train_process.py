@@ -114,7 +114,7 @@ def test_an_error_of_the_core_arrives_as_it_was_raised(job: Job, store: Store) -
     short = replace(job, train=replace(CONFIG, batch_size=4000))
     with pytest.raises(DataError) as here:
         in_process(short, store)
-    with pytest.raises(DataError, match="text too short, needs at least 40011 tokens: 3200 tokens in") as there:
+    with pytest.raises(DataError, match="text too short, needs at least 40,011 tokens: 3,200 tokens in") as there:
         train_in_child(short, silent, never, silent)
     assert type(there.value) is type(here.value)
     assert str(there.value) == str(here.value)
