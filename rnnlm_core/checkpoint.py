@@ -5,7 +5,6 @@ atomically after the artifact is complete. The last two are kept.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from rnnlm_core.errors import IntegrityError
-from rnnlm_core.store import Handle, Store, write_atomically
+from rnnlm_core.store import Handle, Store, check_space, write_atomically
 
 KEPT = 2
+ROOM = 1 << 16
+"""Bytes beside the tensors: names, facts and manifest."""
 
 
 @dataclass(frozen=True)
@@ -26,52 +27,62 @@ class Snapshot:
     facts: dict[str, Any]
 
 
+def pending(store: Store) -> list[str]:
+    """Return the keys of the trainings that have checkpoints."""
+    return sorted(path.stem for path in (store.root / "checkpoint").glob("*.json") if not path.name.startswith("."))
+
+
 class Checkpoints:
     """The checkpoints of one training, found by the training's key."""
 
     def __init__(self, store: Store, key: str) -> None:
-        self.store = store
+        self.store, self.key = store, key
         self.pointer: Path = store.root / "checkpoint" / f"{key}.json"
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, then point to it, then drop all but the last two."""
         from safetensors.torch import save_file
 
+        tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
         with self.store.draft("checkpoint") as draft:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()},
-                draft.folder / "state.safetensors",
-            )
-            (draft.folder / "state.json").write_text(json.dumps(snapshot.facts))
+            # Beforehand: safetensors maps its file into memory, and a full disk would then be a signal, not an error.
+            check_space(draft.folder, sum(t.nbytes for t in tensors.values()) + ROOM)
+            save_file(tensors, draft.folder / "state.safetensors")
+            # The key makes it this training's own: another in the same state shall not lose it to our `clear`.
+            content = {"key": self.key, "facts": snapshot.facts}
+            (draft.folder / "state.json").write_text(json.dumps(content))
             handle = draft.publish()
-        digests = [handle.sha256, *(d for d in self._digests() if d != handle.sha256)]
+        digests = [handle.sha256, *(d for d in self.digests() if d != handle.sha256)]
         write_atomically(self.pointer, json.dumps(digests[:KEPT]).encode())
         for digest in digests[KEPT:]:
-            shutil.rmtree(self.store.path(Handle("checkpoint", digest)), ignore_errors=True)
+            self.store.remove(Handle("checkpoint", digest))
 
     def load(self) -> tuple[Snapshot | None, list[str]]:
         """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
         from safetensors.torch import load_file
 
         faults: list[str] = []
-        for digest in self._digests(faults):
+        for digest in self.digests(faults):
             try:
                 folder = self.store.open(Handle("checkpoint", digest))
             except IntegrityError as error:
                 faults.append(str(error))
                 continue
-            facts = json.loads((folder / "state.json").read_text())
-            return Snapshot(load_file(folder / "state.safetensors"), facts), faults
+            content = json.loads((folder / "state.json").read_text())
+            if content["key"] != self.key:
+                faults.append(f"artifact checkpoint:{digest[:12]} is that of another training, {content['key']}")
+                continue
+            return Snapshot(load_file(folder / "state.safetensors"), content["facts"]), faults
         return None, faults
 
     def clear(self) -> None:
         """Remove all checkpoints of this training: its result is safe."""
-        digests = self._digests()
+        digests = self.digests()
         self.pointer.unlink(missing_ok=True)
         for digest in digests:
-            shutil.rmtree(self.store.path(Handle("checkpoint", digest)), ignore_errors=True)
+            self.store.remove(Handle("checkpoint", digest))
 
-    def _digests(self, faults: list[str] | None = None) -> list[str]:
+    def digests(self, faults: list[str] | None = None) -> list[str]:
         """Return the digests of the pointer, newest first; what is wrong with the pointer is added to `faults`."""
         try:
             digests = json.loads(self.pointer.read_text())

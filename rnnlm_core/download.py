@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ from rnnlm_core.errors import (
     UsageError,
     suggestion,
 )
-from rnnlm_core.store import Handle, Store, file_sha256
+from rnnlm_core.store import Handle, Store, check_space, file_sha256
+from rnnlm_core.transfer import MOST_BYTES, Bounded, RefusedError
 
-TIMEOUT_SECONDS = 30
+MOST_RATIO = 200
+"""How much larger than the archive its text may be."""
 EMBEDDED = "python-docs"
 
 
@@ -107,6 +110,7 @@ def download(source: Source, store: Store) -> Text:
         promised = dict(source.files)
         for split, path in texts(source, Path(folder)):
             target = draft.folder / f"{split}.txt"
+            check_space(draft.folder, path.stat().st_size)
             shutil.copyfile(path, target)
             digests[split] = file_sha256(target)
             if promised[split] and digests[split] != promised[split]:
@@ -149,11 +153,19 @@ def _unpacked(file: CorpusFile, path: Path, folder: Path) -> Path:
     """Return the text of a file as published: itself, or the member of the archive that it is."""
     if not file.member:
         return path
+    target = folder / "member.txt"  # a name of ours: what the archive calls it leads nowhere
+    most_bytes = MOST_RATIO * path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive:
-            return Path(archive.extract(file.member, folder))
-    except (zipfile.BadZipFile, KeyError) as error:
+        with zipfile.ZipFile(path) as archive, archive.open(file.member) as member, target.open("wb") as out:
+            while part := member.read(1 << 20):
+                if out.tell() + len(part) > most_bytes:
+                    raise IntegrityError(
+                        f"the archive unpacks to more than {MOST_RATIO} times its size", path, "check the address"
+                    )
+                out.write(part)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise IntegrityError(f"not a zip archive with {file.member}", path, f"download it again ({error})") from error
+    return target
 
 
 def _embedded_text() -> str:
@@ -232,12 +244,17 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
     """Return the path of the file's bytes, from the mirror or the first address that has them."""
     tried: list[str] = []
     wrong: list[str] = []
+    # Room enough to tell another text by its digest, and no more.
+    most_bytes = 2 * file.num_bytes + (1 << 20) if file.num_bytes else MOST_BYTES
     for place in [*_mirror_places(file), *file.addresses]:
         shown = without_password(place)
         try:
-            path = _bring(place, folder)
+            path = _bring(place, folder, most_bytes)
         except RnnlmError:
             raise
+        except RefusedError as error:
+            wrong.append(f"{shown} {error}")
+            continue
         except (OSError, ValueError) as error:
             tried.append(f"{shown} ({_reason(error)})")
             continue
@@ -248,8 +265,9 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
         return path
     if wrong:
         first = "correct or unset RNNLM_MIRROR" if _mirror_places(file) else "check the address and the digest"
+        what = f"digest mismatch, expected sha256 {file.sha256}" if file.sha256 else "download refused"
         raise IntegrityError(
-            f"digest mismatch, expected sha256 {file.sha256}",
+            what,
             "; ".join(wrong + tried),
             f"{first}, or give the text by its path",
         )
@@ -266,7 +284,7 @@ def _mirror_places(file: CorpusFile) -> list[str]:
     return [f"{mirror.rstrip('/')}/{file.name}" if "://" in mirror else str(Path(mirror).expanduser() / file.name)]
 
 
-def _bring(place: str, folder: Path) -> Path:
+def _bring(place: str, folder: Path, most_bytes: int) -> Path:
     """Return the bytes of a path as they lie, or those of an address as a new file in `folder`."""
     if "://" not in place:
         path = Path(place)
@@ -283,10 +301,10 @@ def _bring(place: str, folder: Path) -> Path:
         )
     pooch.get_logger().setLevel("WARNING")
     target = Path(tempfile.mkdtemp(dir=folder))
-    # Some hosts refuse Python's default user agent.
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, headers={"User-Agent": "rnnlm/0.1"})
     try:
-        return Path(pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=downloader))
+        return Path(
+            pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=Bounded(most_bytes))
+        )
     except OSError as error:
         if error.errno == 28:
             raise ResourceError("no space left while downloading", target, "free some space") from error

@@ -19,6 +19,7 @@ from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.levels import Tokenizer, read_tokenizer
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
+from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
@@ -227,6 +228,8 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if (folder / MANIFEST).exists() and (fault := folder_fault(folder, folder.name)):
+        raise IntegrityError(f"the model {fault}", folder, "run the training again")
     try:
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if content["format"] > FORMAT:

@@ -5,11 +5,13 @@ manifest is the artifact's name. It appears complete, by one rename, and is veri
 store knows nothing of what the files mean, nor of who asks.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from pathlib import Path
 from rnnlm_core.errors import IntegrityError, ResourceError
 
 MANIFEST = "manifest.json"
+DRAFT = ".draft-"
+UNFINISHED = ".tmp"
+ABANDONED_SECONDS = 60.0
+"""Younger drafts are left alone: their owner may not have locked them yet."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,78 @@ def sync_file(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is either the old one or the new one, never a part: temporary name, sync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    check_space(path.parent, len(data))
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _mark_as_ours(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # temporary files are made for their owner alone
-        Path(name).replace(path)
+            Path(name).chmod(0o644)  # temporary files are made for their owner alone
+            Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     sync_file(path.parent)
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raise `ResourceError` when `folder`'s disk has no room for so many bytes: a disk that fills up loses more."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ResourceError(
+            "no space left", f"{folder} has {free:,} bytes free, {num_bytes:,} are needed", "free some space"
+        )
+
+
+def _mark_as_ours(descriptor: int) -> None:
+    """Hold a lock as long as this process lives: what nobody holds was left behind (the kernel frees it on a kill)."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Say whether a draft or a temporary file has lost the process that was writing it."""
+    try:
+        if time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
+            return False
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # finished or removed in between
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def folder_fault(folder: Path, sha256: str = "") -> str:
+    """Return what is wrong with a folder that was published, in a few words, or "" if it is whole.
+
+    `sha256` is the artifact's digest; without it the manifest is taken at its word.
+    """
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return "is missing"
+    if sha256 and hashlib.sha256(manifest).hexdigest() != sha256:
+        return "has a changed manifest"
+    try:
+        files = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in json.loads(manifest)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "has a changed manifest"
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if strange := sorted(there - files.keys() - {MANIFEST}):
+        return f"has a file too many, {strange[0]}"
+    for name, (num_bytes, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if path.stat().st_size != num_bytes or file_sha256(path) != digest:
+            return f"has a damaged {name}"
+    return ""
 
 
 class Store:
@@ -87,24 +153,34 @@ class Store:
 
     def fault(self, handle: Handle) -> str:
         """Return what is wrong with an artifact in a few words, or "" if it is whole."""
-        folder = self.path(handle)
+        return folder_fault(self.path(handle), handle.sha256)
+
+    def handles(self) -> Iterator[Handle]:
+        """Yield every artifact that is there, whole or not."""
+        for kind in sorted(path for path in self.root.glob("*") if path.is_dir()):
+            for folder in sorted(path for path in kind.iterdir() if path.is_dir() and not path.name.startswith(".")):
+                yield Handle(kind.name, folder.name)
+
+    def remove(self, handle: Handle) -> None:
+        """Remove an artifact in a way that a kill leaves a draft to be swept, never a part of it in its place."""
+        doomed = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.root / handle.kind))
         try:
-            manifest = (folder / MANIFEST).read_bytes()
-        except FileNotFoundError:
-            return "is missing"
-        if hashlib.sha256(manifest).hexdigest() != handle.sha256:
-            return "has a changed manifest"
-        files = json.loads(manifest)["files"]
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        if strange := sorted(there - files.keys() - {MANIFEST}):
-            return f"has a file too many, {strange[0]}"
-        for name, entry in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"lacks {name}"
-            if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
-                return f"has a damaged {name}"
-        return ""
+            self.path(handle).rename(doomed / "removed")
+        except FileNotFoundError:  # another process removed it
+            pass
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self) -> list[Path]:
+        """Remove the drafts and temporary files of processes that are gone; return what was removed."""
+        left = [path for name in (f"*/{DRAFT}*", f"**/.*{UNFINISHED}") for path in self.root.glob(name)]
+        removed = [path for path in left if is_abandoned(path)]
+        for path in removed:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return removed
 
     @contextmanager
     def draft(self, kind: str) -> Iterator["Draft"]:
@@ -112,7 +188,9 @@ class Store:
         parent = self.root / kind
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=DRAFT, dir=parent))
+            descriptor = os.open(folder, os.O_RDONLY)
+            _mark_as_ours(descriptor)
         except OSError as error:
             raise ResourceError(
                 "cannot write artifacts", f"{parent} ({error.strerror})", "free or change the folder"
@@ -121,6 +199,7 @@ class Store:
             yield Draft(self, kind, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
 
 
 class Draft:
@@ -146,7 +225,7 @@ class Draft:
         self.folder.chmod(0o755)
         place = self.store.path(handle)
         if place.exists() and self.store.fault(handle):
-            shutil.rmtree(place)
+            self.store.remove(handle)
         if not place.exists():
             try:
                 self.folder.rename(place)

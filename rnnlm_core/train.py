@@ -28,8 +28,8 @@ from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
 
-CHECKPOINT_SECONDS = 5.0
-"""Epochs shorter than this share a checkpoint: they are cheaper to repeat than to save."""
+CHECKPOINT_SECONDS = 30.0
+"""How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,15 @@ def train(
     store: Store,
     *,
     key: str,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train one cell on a corpus and publish the model of its best epoch.
 
-    A training with the same `key` that was interrupted goes on from its last checkpoint.
+    A training with the same `key` that was interrupted goes on from its last checkpoint and ends with the same bits.
+    The checkpoints stay: whoever has recorded the result clears them.
 
     Raises:
         DataError: the training split does not fill one minibatch.
@@ -119,7 +121,8 @@ def train(
     checkpoints = Checkpoints(store, key)
     fitted = fit(
         cell, len(words), splits["train"], splits.get("valid"), model, config,
-        checkpoints=checkpoints, progress=progress, should_stop=should_stop, warn=warn,
+        checkpoints=checkpoints, checkpoint_seconds=checkpoint_seconds,
+        progress=progress, should_stop=should_stop, warn=warn,
     )  # fmt: skip
     with store.draft("model") as draft:
         save_model(
@@ -135,7 +138,6 @@ def train(
             },
         )
         handle = draft.publish()
-    checkpoints.clear()
     return Trained(
         cell=cell,
         model=handle,
@@ -156,14 +158,15 @@ def fit(
     config: TrainConfig,
     *,
     checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Fitted:
     """Fit a new model to `train_ids` and return it with the weights of its best epoch.
 
-    The same seed gives the same numbers on the same machine with the same number of threads. The caller's random
-    state is left as it was.
+    The same seed gives the same numbers on the same machine with the same number of threads, whether or not the
+    training was interrupted and went on from its `checkpoints`. The caller's random state is left as it was.
     """
     device = pick_device(config.device)
     if len(train_ids) < config.fewest_tokens:
@@ -191,12 +194,39 @@ def fit(
                 for epoch in training.history:
                     progress(epoch)
         saved_at = time.monotonic()
-        while len(training.history) < config.epochs and not training.out_of_patience():
-            progress(training.run_epoch(should_stop))
-            if checkpoints is not None and time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+
+        def save(seconds: float) -> None:
+            nonlocal saved_at
+            if checkpoints is not None and time.monotonic() - saved_at >= seconds:
                 checkpoints.save(training.snapshot())
                 saved_at = time.monotonic()
+
+        def before_update() -> None:
+            if should_stop():
+                save(0)
+                epoch = len(training.history) + 1
+                raise Stopped("training stopped", f"in epoch {epoch}", "run the same command again to go on")
+            save(checkpoint_seconds)
+
+        while len(training.history) < config.epochs and not training.out_of_patience():
+            progress(training.run_epoch(before_update))
+            save(checkpoint_seconds)
+        save(0)  # what is done must not be done again because something fails afterwards
         return training.result()
+
+
+@dataclass
+class _Place:
+    """Where in an epoch a training is: the minibatches behind it, their figures, and the state they left."""
+
+    data_random: Tensor
+    losses: Tensor
+    norms: Tensor
+    state: list[State]
+    batches: int = 0
+    updates: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
 
 
 class _Training:
@@ -221,43 +251,52 @@ class _Training:
         self.history: list[Epoch] = []
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.place: _Place | None = None
 
     def out_of_patience(self) -> bool:
         """Whether the validation loss has not been lowered for as many epochs as `patience` allows."""
         patience = self.config.patience
         return bool(patience) and len(self.history) - self.best_epoch >= patience
 
-    def run_epoch(self, should_stop: Callable[[], bool]) -> Epoch:
-        """Train one epoch, measure it, and remember the weights if they are the best so far."""
+    def run_epoch(self, before_update: Callable[[], None]) -> Epoch:
+        """Train one epoch, or the rest of it; measure it, and remember the weights if they are the best so far.
+
+        `before_update` is called whenever a snapshot may be taken: between two updates.
+        """
         started = time.perf_counter()
         config = self.config
+        data_random = self.generator.get_state()
         partition = {"sequential": sequential_batches, "random": random_batches}[config.partition]
         batches = list(partition(self.train_ids, config.batch_size, config.num_steps, self.generator))
         updates = math.ceil(len(batches) / config.accumulate)
-        # Room for all figures beforehand: a small tensor kept per step, between the large ones that are freed, would
-        # keep the C library from using their memory again (16 MB a step at a vocabulary of 10,000).
-        losses, norms = torch.empty(len(batches), device=self.device), torch.empty(updates, device=self.device)
-        num_tokens = 0
-        state = self.model.initial_state(config.batch_size)
+        place = self.place or _Place(
+            data_random,
+            # Room for all figures beforehand: a small tensor kept per step, between the large ones that are freed,
+            # would keep the C library from using their memory again (16 MB a step at a vocabulary of 10,000).
+            torch.zeros(len(batches), device=self.device),
+            torch.zeros(updates, device=self.device),
+            self.model.initial_state(config.batch_size),
+        )
+        self.place = place
+        earlier = place.seconds
         self.model.train()
-        for i, (x, y) in enumerate(batches):
-            if should_stop():
-                raise Stopped(
-                    "training stopped",
-                    f"in epoch {len(self.history) + 1}",
-                    "run the same command again to go on",
-                )
-            if config.partition == "random":
-                state = self.model.initial_state(config.batch_size)
+        while place.batches < len(batches):
+            place.seconds = earlier + time.perf_counter() - started
+            before_update()
             # Minibatches of one update: `accumulate`, or what is left at the end of the epoch.
-            together = min(config.accumulate, len(batches) - i // config.accumulate * config.accumulate)
-            losses[i], state = self._add_gradients(x, y, detach(state), together)
-            num_tokens += x.numel()
-            if (i + 1) % config.accumulate == 0 or i + 1 == len(batches):
-                norms[i // config.accumulate] = self._update(i // config.accumulate, updates)
-        losses, norms = losses.double().cpu(), norms.double().cpu()
+            together = batches[place.batches : place.batches + config.accumulate]
+            for x, y in together:
+                if config.partition == "random":
+                    place.state = self.model.initial_state(config.batch_size)
+                loss, place.state = self._add_gradients(x, y, detach(place.state), len(together))
+                place.losses[place.batches] = loss
+                place.batches += 1
+                place.num_tokens += x.numel()
+            place.norms[place.updates] = self._update(place.updates, updates)
+            place.updates += 1
+        losses, norms = place.losses.double().cpu(), place.norms.double().cpu()
         self._check_finite(losses, norms)
-        trained = time.perf_counter() - started
+        trained = earlier + time.perf_counter() - started
         valid_loss = None
         if self.valid_ids is not None:
             valid_loss = stream_loss(self.model, self.valid_ids) / (len(self.valid_ids) - 1)
@@ -270,9 +309,10 @@ class _Training:
             valid_loss=valid_loss,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=float(norms.mean()),
-            tokens_per_second=num_tokens / trained,
-            seconds=time.perf_counter() - started,
+            tokens_per_second=place.num_tokens / trained,
+            seconds=earlier + time.perf_counter() - started,
         )
+        self.place = None
         self.history.append(epoch)
         best = self.history[self.best_epoch - 1].valid_loss if self.best_epoch else None
         if valid_loss is None or best is None or valid_loss < best:
@@ -313,37 +353,68 @@ class _Training:
         )
 
     def snapshot(self) -> Snapshot:
-        """Return everything needed to go on, as tensors and plain facts."""
+        """Return everything needed to go on, as tensors and plain facts.
+
+        Raises `IntegrityError` instead of keeping numbers that are none.
+        """
+        step = self.place.updates if self.place else 0
+        if self.place and step:
+            self._check_finite(self.place.losses[: self.place.batches], self.place.norms[:step])
+        if not all(torch.isfinite(values).all() for values in self.model.weights().values()):
+            raise self._diverged(step, "weights that are not finite")
         tensors = {f"model.{k}": v for k, v in self.model.weights().items()}
         tensors |= {f"best.{k}": v for k, v in self.best_weights.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if v is not None}
-        tensors["random.data"] = self.generator.get_state()
+        tensors["random.data"] = self.place.data_random if self.place else self.generator.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        facts = {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
+        facts: dict[str, Any] = {
+            "best_epoch": self.best_epoch,
+            "history": [asdict(epoch) for epoch in self.history],
+            "place": None,
+        }
+        if self.place is not None:
+            place = self.place
+            tensors |= {"place.losses": place.losses, "place.norms": place.norms}
+            for i, layer in enumerate(detach(place.state)):
+                tensors |= {f"place.state.{i}.{j}": part.clone() for j, part in enumerate(layer)}
+            facts["place"] = {
+                "batches": place.batches,
+                "updates": place.updates,
+                "num_tokens": place.num_tokens,
+                "seconds": place.seconds,
+            }
         return Snapshot(tensors, facts)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, exactly."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}, "place": {}}
         for name, tensor in snapshot.tensors.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = tensor
         self.model.set_weights(groups["model"])
         self.best_weights = {k: v.to(self.device) for k, v in groups["best"].items()}
-        state: dict[int, dict[str, Tensor]] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.generator.set_state(groups["random"]["data"])
         torch.set_rng_state(groups["random"]["cpu"])
         if "cuda" in groups["random"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
         self.best_epoch = snapshot.facts["best_epoch"]
         self.history = [Epoch(**epoch) for epoch in snapshot.facts["history"]]
+        if snapshot.facts["place"] is not None:
+            tensors = {name: tensor.to(self.device) for name, tensor in groups["place"].items()}
+            state: list[State] = []
+            for i, layer in enumerate(self.model.initial_state(1)):
+                state.append(tuple(tensors[f"state.{i}.{j}"] for j in range(len(layer))))
+            self.place = _Place(
+                groups["random"]["data"], tensors["losses"], tensors["norms"], state, **snapshot.facts["place"]
+            )
 
     def result(self) -> Fitted:
         """Return the model with its best weights."""

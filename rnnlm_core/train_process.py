@@ -31,7 +31,10 @@ MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is asked to train. `threads` = 0 leaves the number of threads to PyTorch."""
+    """What a child is asked to train.
+
+    `threads` = 0 leaves the number of threads to PyTorch; a checkpoint is written every `checkpoint_seconds`.
+    """
 
     cell: str
     corpus: Handle
@@ -41,6 +44,7 @@ class Job:
     store: str
     key: str
     threads: int = 1
+    checkpoint_seconds: float = 30.0
 
 
 def train_in_child(
@@ -213,6 +217,7 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
         TrainConfig(**fields["train"]),
         Store(Path(fields["store"])),
         key=fields["key"],
+        checkpoint_seconds=fields["checkpoint_seconds"],
         progress=lambda epoch: say(epoch=asdict(epoch)),
         should_stop=stopped.is_set,
         warn=lambda text: say(warning=text),

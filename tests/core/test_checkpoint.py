@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnlm_core.checkpoint import KEPT, Checkpoints, Snapshot
+from rnnlm_core.checkpoint import KEPT, Checkpoints, Snapshot, pending
 from rnnlm_core.store import Handle, Store
 
 
@@ -124,3 +124,20 @@ def test_a_save_that_fails_leaves_the_one_before(store: Store, monkeypatch: pyte
     assert loaded is not None
     assert loaded.facts["best_epoch"] == 1
     assert folders(store) == set(artifacts(store))
+
+
+def test_a_checkpoint_of_another_training_is_not_taken(store: Store) -> None:
+    Checkpoints(store, "other").save(snapshot(1))
+    ours = Checkpoints(store, "key")
+    ours.pointer.write_text(Checkpoints(store, "other").pointer.read_text())
+    loaded, (fault,) = ours.load()
+    assert loaded is None
+    assert fault.endswith("is that of another training, other")
+
+
+def test_trainings_in_the_same_state_have_checkpoints_of_their_own(store: Store) -> None:
+    for key in ("key", "other"):
+        Checkpoints(store, key).save(snapshot(1))
+    Checkpoints(store, "key").clear()
+    assert Checkpoints(store, "other").load()[0] is not None
+    assert pending(store) == ["other"]

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import socket
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnnlm_core import download as download_module
+from rnnlm_core import transfer
 from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import RunConfig
 from rnnlm_core.download import Source, download, resolve
@@ -35,6 +37,9 @@ class Site:
     pages: dict[str, bytes] = field(default_factory=dict)
     cut_short: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
+    dripping: set[str] = field(default_factory=set)
+    zipped: set[str] = field(default_factory=set)
+    moved: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -46,11 +51,28 @@ class Site:
         if path in self.silent:
             self.closing.wait(30)
             return
+        if path in self.moved:
+            request.send_response(302)
+            request.send_header("Location", self.moved[path])
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         if path not in self.pages:
             request.send_error(404)
             return
         body = self.pages[path]
         request.send_response(200)
+        if path in self.zipped:
+            request.send_header("Content-Encoding", "gzip")
+            body = gzip.compress(body)
+        if path in self.dripping:
+            request.end_headers()
+            while not self.closing.wait(0.01):
+                try:
+                    request.wfile.write(b"x" * 100)
+                except OSError:
+                    return
+            return
         request.send_header("Content-Length", str(len(body) + (1000 if path in self.cut_short else 0)))
         request.end_headers()
         request.wfile.write(body)
@@ -210,7 +232,7 @@ def test_a_body_cut_short_is_not_taken_for_the_text(site: Site, store: Store, mo
 
 
 def test_a_silent_server_is_given_up(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
     site.silent.add("/timemachine.txt")
     source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
     with pytest.raises(NetworkError, match=r"timemachine\.txt \(timed out\)"):
@@ -567,3 +589,84 @@ def test_the_embedded_text_needs_no_network(store: Store, monkeypatch: pytest.Mo
     assert len(content) > 400_000
     assert b"The " in content
     inspect(source, RunConfig())
+
+
+# ---------------------------------------------------------------- limits
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "FEWEST_BYTES_PER_SECOND", 10**6)
+    monkeypatch.setattr(transfer, "CHUNK", 100)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_drips_is_given_up(site: Site, store: Store) -> None:
+    site.pages["/slow.txt"] = b""
+    site.dripping.add("/slow.txt")
+    with pytest.raises(IntegrityError, match=r"download refused: .*/slow.txt too slow, [\d,]+ bytes in 0 s"):
+        download(resolve(f"{site.address}/slow.txt"), store)
+    assert _nothing_was_kept(store)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_more_bytes_than_promised_are_not_taken(
+    zipped: bool, site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/novel.txt"] = b"x" * (5 << 20)
+    site.zipped |= {"/novel.txt"} if zipped else set()  # 5 kB on the wire
+    source = _publish(monkeypatch, f"{site.address}/novel.txt")
+    limit = 2 * len(NOVEL) + (1 << 20)
+    with pytest.raises(IntegrityError, match=rf"digest mismatch, .*/novel.txt more than {limit:,} bytes"):
+        download(source, store)
+    assert _nothing_was_kept(store)
+
+
+def test_a_few_redirects_are_followed_and_no_more(site: Site, store: Store) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    site.moved = {"/a": "/b", "/b": f"{site.address}/c", "/c": "/novel.txt", "/z": "/a"}
+    assert _brought(resolve(f"{site.address}/a"), store) == {"whole": NOVEL}
+    with pytest.raises(IntegrityError, match=r"download refused: .*/z more than 3 redirects"):
+        download(resolve(f"{site.address}/z"), store)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x"])
+def test_a_redirect_to_another_scheme_is_refused(target: str, site: Site, store: Store) -> None:
+    site.moved = {"/a": target}
+    with pytest.raises(IntegrityError, match=rf"download refused: .*/a redirects to {target[: target.index(':')]}"):
+        download(resolve(f"{site.address}/a"), store)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "allowed"),
+    [
+        ("https://a.org/x", "https://b.org/x", True),
+        ("https://a.org/x", "http://a.org/x", False),
+        ("http://a.org/x", "https://a.org/x", True),
+        ("https://a.org/x", "https://127.0.0.1/x", False),
+        ("https://a.org/x", "https://[::1]/x", False),
+        ("https://a.org/x", "https://169.254.169.254/latest", False),
+        ("https://a.org/x", "https://10.0.0.1/x", False),
+        ("https://a.org/x", "https://localhost/x", False),
+        ("https://a.org/x", "https://printer.local/x", False),
+        ("http://127.0.0.1/x", "http://127.0.0.1/y", True),
+    ],
+)
+def test_where_a_redirect_may_lead(source: str, target: str, allowed: bool) -> None:
+    if allowed:
+        transfer._check_redirect(source, target)
+    else:
+        with pytest.raises(transfer.RefusedError, match="redirects to "):
+            transfer._check_redirect(source, target)
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = _zipped(novel=b"\0" * (50 << 20))
+    source = _publish_archive(monkeypatch, tmp_path, bomb)
+    assert len(bomb) < (50 << 20) / 200
+    with pytest.raises(IntegrityError, match="the archive unpacks to more than 200 times its size"):
+        download(source, store)
+    assert _nothing_was_kept(store)

@@ -1,7 +1,11 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -206,3 +210,57 @@ def test_a_file_that_was_added_is_noticed(store: Store) -> None:
     assert store.fault(handle) == ""
     (store.path(handle) / "more.txt").write_text("def")
     assert store.fault(handle) == "has a file too many, more.txt"
+
+
+# Leftovers
+
+
+def test_a_removed_artifact_is_gone_and_can_be_made_again(store: Store) -> None:
+    handle = _put(store, a="content")
+    store.remove(handle)
+    assert store.fault(handle) == "is missing"
+    assert list((store.root / handle.kind).iterdir()) == []
+    store.remove(handle)
+    assert _put(store, a="content") == handle
+
+
+def test_every_artifact_is_listed(store: Store) -> None:
+    assert list(store.handles()) == []
+    made = {_put(store, a=str(i)) for i in range(5)}
+    with store.draft("thing"):
+        assert set(store.handles()) == made
+
+
+def test_young_drafts_are_left_alone(store: Store) -> None:
+    left = store.root / "thing" / ".draft-left"
+    left.mkdir(parents=True)
+    assert store.sweep() == []
+    os.utime(left, (0, 0))
+    assert store.sweep() == [left]
+    assert not left.exists()
+
+
+def test_a_draft_of_another_process_is_swept_once_that_is_killed(store: Store) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from rnnlm_core.store import Store\n"
+        "with Store(Path(sys.argv[1])).draft('thing') as draft:\n"
+        "    os.utime(draft.folder, (0, 0)); print('writing', flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(store.root)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "writing\n"
+    assert store.sweep() == []
+    child.kill()
+    child.communicate()
+    assert len(store.sweep()) == 1
+    assert list((store.root / "thing").iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_bytes_needed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    path = store.root / "file.json"
+    store.root.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ResourceError, match=r"no space left: .* has 10 bytes free, 11 are needed: free some space"):
+        write_atomically(path, b"x" * 11)
+    assert list(store.root.iterdir()) == []
+    write_atomically(path, b"x" * 10)

@@ -36,7 +36,8 @@ TRAIN, VALID = noise(150, 1), noise(60, 2)
 
 
 def fit_noise(cell: str = "gru", model: ModelConfig = MODEL, config: TrainConfig = CONFIG, **more: Any) -> Fitted:
-    return fit(cell, V, TRAIN, VALID, model, config, **more)
+    """Fit noise; with `checkpoints`, one before each update and after each epoch."""
+    return fit(cell, V, TRAIN, VALID, model, config, **{"checkpoint_seconds": 0.0, **more})
 
 
 def numbers(epoch: Epoch) -> tuple[Any, ...]:
@@ -412,12 +413,6 @@ def test_a_warm_up_that_outlasts_the_training_is_told() -> None:
 # Resuming
 
 
-@pytest.fixture
-def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a checkpoint after each epoch, however short."""
-    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
-
-
 def stop_in_epoch(number: int) -> tuple[Callable[[Epoch], None], Callable[[], bool]]:
     """Return (progress, should_stop) that stop a training at the third update of an epoch."""
     done = {"epochs": 0, "updates": 0}
@@ -438,7 +433,6 @@ def interrupt(number: int, cell: str, model: ModelConfig, config: TrainConfig, c
         fit_noise(cell, model, config, checkpoints=checkpoints, progress=progress, should_stop=should_stop)
 
 
-@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize(
     ("optimizer", "partition"), [("sgd", "sequential"), ("adam", "random"), ("adamw", "sequential")]
 )
@@ -457,7 +451,6 @@ def test_a_training_stopped_in_each_epoch_ends_with_the_same_bits(
     assert_same(fit_noise(cell, DEEP, config, checkpoints=checkpoints), whole)
 
 
-@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize(
     "model",
     [
@@ -483,7 +476,6 @@ def test_momentum_plateau_and_accumulation_go_on_where_they_were(model: ModelCon
         assert again.model.embedding.weight is again.model.output.weight
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_a_training_out_of_patience_does_not_go_on(store: Store) -> None:
     config = replace(CONFIG, epochs=20, learning_rate=0.05, patience=1)
     whole = fit_noise(config=config, checkpoints=Checkpoints(store, "key"))
@@ -492,7 +484,6 @@ def test_a_training_out_of_patience_does_not_go_on(store: Store) -> None:
     assert_same(again, whole)
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_the_best_epoch_survives_an_interruption(store: Store) -> None:
     config = replace(CONFIG, epochs=12, learning_rate=0.05)
     whole = fit_noise(config=config)
@@ -501,7 +492,6 @@ def test_the_best_epoch_survives_an_interruption(store: Store) -> None:
     assert_same(fit_noise(config=config, checkpoints=Checkpoints(store, "key")), whole)
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_a_resumed_training_tells_the_epochs_before(store: Store) -> None:
     interrupt(3, "gru", MODEL, CONFIG, Checkpoints(store, "key"))
     told: list[Epoch] = []
@@ -510,7 +500,6 @@ def test_a_resumed_training_tells_the_epochs_before(store: Store) -> None:
     assert [epoch.number for epoch in told] == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_a_training_killed_after_its_last_epoch_does_not_train_again(store: Store) -> None:
     whole = fit_noise(model=DEEP, checkpoints=Checkpoints(store, "key"))
     again = fit_noise(model=DEEP, checkpoints=Checkpoints(store, "key"), should_stop=lambda: True)
@@ -518,7 +507,6 @@ def test_a_training_killed_after_its_last_epoch_does_not_train_again(store: Stor
     assert_same(again, whole)
 
 
-@pytest.mark.usefixtures("every_epoch")
 @pytest.mark.parametrize("num_damaged", [1, 2])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(num_damaged: int, store: Store) -> None:
     whole = fit_noise(model=DEEP)
@@ -534,9 +522,48 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(num_damaged: i
     assert all("checkpoint skipped" in text and "has a damaged state.safetensors" in text for text in warnings)
 
 
-def test_short_epochs_share_a_checkpoint(store: Store) -> None:
-    fit_noise(checkpoints=Checkpoints(store, "key"))
-    assert Checkpoints(store, "key").load() == (None, [])
+def test_what_is_done_sooner_than_a_checkpoint_is_due_writes_one_at_the_end(store: Store) -> None:
+    whole = fit_noise(checkpoints=Checkpoints(store, "key"), checkpoint_seconds=30.0)
+    assert len(Checkpoints(store, "key").digests()) == 1
+    again = fit_noise(checkpoints=Checkpoints(store, "key"), should_stop=lambda: True)
+    assert again.history == whole.history
+    assert_same(again, whole)
+
+
+def test_a_stop_writes_a_checkpoint_that_is_not_due(store: Store) -> None:
+    whole = fit_noise(model=DEEP)
+    calls = itertools.count(1)
+    with pytest.raises(Stopped):
+        fit_noise(
+            model=DEEP, checkpoints=Checkpoints(store, "key"), checkpoint_seconds=30.0,
+            should_stop=lambda: next(calls) == 9,
+        )  # fmt: skip
+    snapshot, _ = Checkpoints(store, "key").load()
+    assert snapshot is not None
+    assert len(snapshot.facts["history"]) == 1
+    assert snapshot.facts["place"]["updates"] == 1
+    assert_same(fit_noise(model=DEEP, checkpoints=Checkpoints(store, "key")), whole)
+
+
+@pytest.mark.parametrize("partition", ["sequential", "random"])
+@every_cell
+def test_a_training_cut_between_any_two_updates_ends_with_the_same_bits(
+    cell: str, partition: str, store: Store
+) -> None:
+    config = replace(CONFIG, epochs=2, partition=partition, accumulate=2)
+    whole = fit_noise(cell, DEEP, config)
+    cuts = 0
+    for number in itertools.count(1):
+        checkpoints, calls = Checkpoints(store, f"key-{number}"), itertools.count(1)
+        try:
+            fit_noise(cell, DEEP, config, checkpoints=checkpoints, should_stop=lambda: next(calls) == number)  # noqa: B023
+        except Stopped:
+            torch.rand(number)  # another process has another random state
+            assert_same(fit_noise(cell, DEEP, config, checkpoints=checkpoints), whole)
+            cuts += 1
+            continue
+        break
+    assert cuts == 8
 
 
 # What can go wrong
@@ -575,7 +602,6 @@ def test_divergence_names_the_first_bad_step(bad: float, monkeypatch: pytest.Mon
         fit_noise()
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_divergence_keeps_the_last_good_checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = itertools.count(1)
     real = nn.utils.clip_grad_norm_
@@ -625,21 +651,20 @@ def test_a_trained_model_is_published_with_what_it_needs(characters: Any, store:
     assert "device" not in saved.about["train"]
 
 
-def test_equal_trainings_give_one_artifact_and_leave_no_checkpoint(characters: Any, store: Store) -> None:
+def test_equal_trainings_give_one_artifact(characters: Any, store: Store) -> None:
     first = train_text(characters, store)
     assert train_text(characters, store, key="other").model == first.model
     assert train_text(characters, store, config={"seed": 9}).model != first.model
-    assert not list((store.root / "checkpoint").glob("*"))
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_an_interrupted_training_gives_the_same_artifact(characters: Any, store: Store) -> None:
     progress, should_stop = stop_in_epoch(2)
     with pytest.raises(Stopped, match="in epoch 2"):
         train_text(characters, store, progress=progress, should_stop=should_stop)
     assert Checkpoints(store, "key").load()[0] is not None
     resumed = train_text(characters, store)
-    assert Checkpoints(store, "key").load() == (None, [])
+    # The checkpoints stay until the result is on record; whoever asks again gets it without training.
+    assert train_text(characters, store, should_stop=lambda: True).model == resumed.model
     assert resumed.model == train_text(characters, store, key="other").model
 
 

@@ -34,7 +34,9 @@ def never() -> bool:
 
 @pytest.fixture
 def job(characters: Any, store: Store) -> Job:
-    return Job("gru", characters.corpus, characters.vocabulary, MODEL, CONFIG, str(store.root), "child")
+    """A job that keeps a checkpoint before each update."""
+    place = str(store.root)
+    return Job("gru", characters.corpus, characters.vocabulary, MODEL, CONFIG, place, "child", checkpoint_seconds=0.0)
 
 
 def in_process(job: Job, store: Store) -> dict[str, Any]:
@@ -57,15 +59,15 @@ def before_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 HOLD = """
 import time
 import rnnlm_core.train as t
-t.CHECKPOINT_SECONDS = 0.0
 run_epoch = t._Training.run_epoch
-def held(self, should_stop):
-    while len(self.history) == 2 and not should_stop():
-        time.sleep(0.01)
-    return run_epoch(self, should_stop)
+def held(self, before_update):
+    while len(self.history) == 2:
+        before_update()
+        time.sleep(0.05)
+    return run_epoch(self, before_update)
 t._Training.run_epoch = held
 """
-"""Keeps a checkpoint per epoch, and waits after the second until it is asked to stop."""
+"""Waits after the second epoch until it is asked to stop."""
 
 
 def test_a_stopped_child_keeps_its_checkpoint_and_the_next_ends_as_training_here_does(
