@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run test test-all check results ui
+.PHONY: install run test test-all faults check results ui
 
 install: $(STAMP)
 
@@ -27,6 +27,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+faults: $(STAMP)  ## kill trainings and commands, flip bits; an hour and more
+	RNNLM_KILLS=50 RNNLM_SEEDS=50 $(BIN)/python -m pytest tests/faults -s
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rnnlm_core.errors import DataError, RnnlmError, UsageError
+from rnnlm_core.errors import DataError, IntegrityError, RnnlmError, UsageError
 
 if TYPE_CHECKING:
     from rnnlm_core.model import SavedModel
@@ -236,6 +236,42 @@ def show_corpus(
     if plot is not None:
         shutil.copyfile(picture, plot)
     typer.echo(f"rank-frequency plot: {plot or picture}")
+
+
+@app.command()
+def verify() -> None:
+    """Check every artifact, checkpoint, record, logged model and database; exit 4 if something is wrong."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    from tasks import health
+
+    found = 0
+    for fault in health.verify():
+        found += 1
+        typer.echo(fault)
+    if found:
+        remedy = "`rnnlm doctor` removes what the next run makes again"
+        raise IntegrityError("the project is damaged", f"{found} faults listed above", remedy)
+    typer.echo("everything is whole", err=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Mend what can be mended: end dead runs, sweep leftovers, remove what is damaged and can be made again."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    with _flows_ready():
+        from tasks import health
+
+        for done in health.repair():
+            typer.echo(done)
+    left = list(health.verify())
+    for fault in left:
+        typer.echo(fault)
+    if left:
+        raise IntegrityError("not all of it can be mended", f"{len(left)} faults listed above", "restore these")
 
 
 @presets_app.callback(invoke_without_command=True)

@@ -14,16 +14,17 @@ from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.inspection import inspect
 from rnnlm_core.presets import run_config
-from tasks import progress, tracking
+from tasks import health, progress, tracking
 from tasks.compare import compare
 from tasks.corpus import corpus as encode
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.generate import generate
 from tasks.statistics import statistics
+from tasks.stopping import stop_requested
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
-from tasks.train import stop_requested, train
+from tasks.train import train
 from tasks.vocabulary import vocabulary
 
 # A thread waits for its stage; what trains is a process that has waited for its slot (`tasks.train`).
@@ -53,6 +54,8 @@ def language_model(
     source = resolve(config.corpus.name)
     inspect(source, config)
     stop_requested.clear()
+    for done in health.tidy():
+        progress.warn("start", done)
     parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         try:
@@ -62,6 +65,8 @@ def language_model(
             if not isinstance(error, Exception):  # Ctrl-C, a cancelled flow
                 progress.warn("stop", "ending what is under way, checkpoints are kept …")
             raise
+        finally:
+            health.clear_checkpoints()
 
 
 def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:

@@ -14,8 +14,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from rnnlm_core.errors import ResourceError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 STARTUP_SECONDS = 120
 
@@ -121,6 +125,18 @@ def _healthy(url: str) -> bool:
         return False
 
 
+def _turn_to_start() -> "FileLock":
+    """Wait for, and hold, the lock of Prefect's home: servers that start together break each other's tables."""
+    from filelock import FileLock
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    turn = FileLock(home / "starting.lock", thread_local=False)
+    turn.acquire()
+    return turn
+
+
 def main() -> None:
     """Be the server."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -130,6 +146,7 @@ def main() -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    turn = _turn_to_start()
     app = create_app(ephemeral=True, final=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
 
@@ -137,7 +154,13 @@ def main() -> None:
         sys.stdin.read()
         server.should_exit = True
 
+    def end_turn_when_started() -> None:
+        while not server.started:
+            time.sleep(0.05)
+        turn.release()
+
     threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_turn_when_started, daemon=True).start()
     server.run(sockets=[listener])
 
 

@@ -13,19 +13,22 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.serializers import Serializer
 from prefect.settings import get_current_settings
+from prefect.transactions import IsolationLevel
 from pydantic import TypeAdapter
 
 from rnnlm_core.store import Handle
 from tasks import progress, tracking, workspace
+from tasks.locking import KernelLocks
 
 Result = TypeVar("Result")
+READER: Final = "rnnlm-verified"
 RESULTS: dict[str, type] = {}
 """The classes a record can hold, by name: nothing else is ever built from one."""
 
@@ -52,7 +55,9 @@ def stage(
         return task(
             name=function.__name__,
             task_run_name=task_run_name or function.__name__,
-            cache_policy=ContentPolicy(core_module=core_module),
+            cache_policy=ContentPolicy(core_module=core_module).configure(
+                isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=KernelLocks()
+            ),
             persist_result=True,
             result_serializer=VerifiedSerializer(),
             cache_result_in_memory=False,
@@ -96,7 +101,7 @@ def _drop_foreign_record(key: str) -> None:
         return
     except (ValueError, KeyError, TypeError):
         reader = None
-    if reader != "rnnlm-verified":
+    if reader != READER and not KernelLocks().is_locked(key):  # held: another run is writing it
         record.unlink(missing_ok=True)
         progress.warn("cache", f"not a record of ours: {record}: removed, doing it again")
 
@@ -169,7 +174,7 @@ def _source(module: str) -> Path:
 class VerifiedSerializer(Serializer):
     """Writes results as JSON, and reads them only while what they name is whole."""
 
-    type: Literal["rnnlm-verified"] = "rnnlm-verified"
+    type: Literal["rnnlm-verified"] = READER
 
     def dumps(self, obj: Any) -> bytes:
         """Return the record of a result; the record of a failure never counts."""
@@ -182,11 +187,30 @@ class VerifiedSerializer(Serializer):
         record = json.loads(blob)
         if "failure" in record:
             raise NotWhole(record["failure"])
-        result = TypeAdapter(RESULTS[record["result"]]).validate_python(record["value"])
+        result = read_result(record)
         for fault in faults(result):
             _warn_once(record["result"], fault)
             raise NotWhole(fault)
         return result
+
+
+def read_result(record: dict[str, Any]) -> Any:
+    """Return the result that a record holds, unverified; raises `ValueError` or `KeyError` if it is none of ours."""
+    return TypeAdapter(RESULTS[record["result"]]).validate_python(record["value"])
+
+
+def record_fault(record: Path) -> str:
+    """Return why a record does not count, in a few words, or "" if it does."""
+    try:
+        content = json.loads(record.read_bytes())
+        if content["metadata"]["serializer"]["type"] != READER:
+            return "not a record of ours"
+        result = json.loads(content["result"])
+        if "failure" in result:  # Prefect keeps them, and nothing is ever read from them
+            return ""
+        return next(faults(read_result(result)), "")
+    except (ValueError, KeyError, TypeError):
+        return "damaged"
 
 
 def faults(result: Any) -> Iterator[str]:

@@ -52,6 +52,18 @@ class FlowRun:
         return ()
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as `rnnlm compare` and `--model` need it."""
+
+    run_id: str
+    status: str
+    started: float
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    parameters: dict[str, str]
+
+
 def client() -> MlflowClient:
     """Return a client of the workspace's MLflow store, which is created if it is not there."""
     uri = workspace.tracking_uri()
@@ -149,7 +161,6 @@ def _unreachable(error: MlflowException) -> ResourceError:
 @contextmanager
 def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flow_run_id: str) -> Iterator[FlowRun]:
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
-    close_dead_runs()
     name = f"{preset} · {corpus}"
     texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
     run_id = _create(name, {"rnnlm.kind": "pipeline", "rnnlm.preset": preset, "rnnlm.corpus": corpus,
@@ -334,15 +345,22 @@ def _requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
-def close_dead_runs() -> list[str]:
-    """End as KILLED every run that says RUNNING though its process is gone; return their ids."""
+def local_database() -> Path | None:
+    """Return the place of MLflow's database if it is a file that exists."""
+    uri = workspace.tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///"))
+    return path if uri.startswith("sqlite:///") and path.exists() else None
+
+
+def close_dead_runs() -> list[TrackedRun]:
+    """End as KILLED every run that says RUNNING though its process is gone; return them."""
     closed = []
     query = f"attributes.status = 'RUNNING' AND tags.`rnnlm.host` = '{socket.gethostname()}'"
     for run in client().search_runs([experiment_id()], query):
         if not _alive(run.data.tags):
             client().set_tag(run.info.run_id, "rnnlm.error", "its process ended without closing it")
             client().set_terminated(run.info.run_id, "KILLED")
-            closed.append(str(run.info.run_id))
+            closed.append(_tracked(run))
     return closed
 
 
@@ -381,18 +399,6 @@ def parameter_text(value: Any) -> str:
 def _find(query: str) -> Run | None:
     found = client().search_runs([experiment_id()], query, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0] if found else None
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """A run as `rnnlm compare` and `--model` need it."""
-
-    run_id: str
-    status: str
-    started: float
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    parameters: dict[str, str]
 
 
 def finished_cells(preset: str, cell: str) -> list[TrackedRun]:

@@ -18,11 +18,10 @@ from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracking, workspace
 from tasks.caching import cache_key, stage
+from tasks.stopping import stop_requested
 from tasks.tracking import FlowRun
 
 CORE = "rnnlm_core.train"
-stop_requested = threading.Event()
-"""Set to end all trainings at their next minibatch, checkpoints kept."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,17 @@ def train(
             progress.publish(progress.News("train", cell, epoch=epoch))
 
         settings = replace(config, device=device)
-        job = Job(cell, corpus.handle, vocabulary.handle, model, settings, str(store.root), key, threads)
+        job = Job(
+            cell,
+            corpus.handle,
+            vocabulary.handle,
+            model,
+            settings,
+            str(store.root),
+            key,
+            threads,
+            workspace.checkpoint_seconds(),
+        )
         try:
             result = train_in_child(
                 job, on_epoch, stop_requested.is_set, lambda text: progress.warn("train", text, cell)

@@ -69,6 +69,18 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def checkpoint_seconds() -> float:
+    """Return how often a training saves its place: `RNNLM_CHECKPOINT_SECONDS`, 30 by default."""
+    chosen = os.environ.get("RNNLM_CHECKPOINT_SECONDS", "30")
+    try:
+        seconds = float(chosen)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError("`RNNLM_CHECKPOINT_SECONDS` must be a number of seconds", chosen, "correct or unset it")
+    return seconds
+
+
 def cpu_slots() -> int:
     """Return how many trainings fit on this machine's processors at once, one thread each."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -662,3 +663,31 @@ def test_a_tracking_address_without_scheme_is_one_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns/mine.db")
     refused(rnnlm("compare"), 2, "`MLFLOW_TRACKING_URI` must be an address", "mlruns/mine.db", "correct or unset it")
     assert list(bare_home.rglob("*.db")) == []
+
+
+# Verify and doctor
+
+
+def test_a_home_that_is_whole_is_said_to_be(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    answer = rnnlm("verify")
+    assert answer == Answer(0, "", "everything is whole\n")
+    assert rnnlm("doctor").out == ""
+
+
+def test_what_is_damaged_is_listed_mended_and_made_again(
+    rnnlm: Callable[..., Answer], finished: Any, at_home: Any, book: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.home, tmp_path / "home")
+    with at_home(tmp_path / "home") as home:
+        (corpus,) = (home / "artifacts" / "store" / "corpus").iterdir()
+        data = bytearray((corpus / "train.parquet").read_bytes())
+        data[len(data) // 2] ^= 4
+        (corpus / "train.parquet").write_bytes(data)
+        answer = rnnlm("verify")
+        assert answer.code == 4
+        assert f"artifact corpus:{corpus.name[:12]} has a damaged train.parquet" in answer.out
+        assert answer.err.startswith("error: the project is damaged: ")
+        mended = rnnlm("doctor")
+        assert mended.code == 0, mended
+        assert f"removed artifact corpus:{corpus.name[:12]}" in mended.out
+        assert rnnlm("verify").code == 0

@@ -16,7 +16,6 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import TaskRun
 
 from flows.summary import PartlyDoneError
-from rnnlm_core import train as core_train
 from rnnlm_core.errors import ConfigError, DataError, ResourceError, Stopped, UsageError
 from tasks import progress, tracking
 from tasks import train as train_stage
@@ -225,7 +224,7 @@ def test_when_every_cell_fails_the_first_reason_is_raised(
 def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
     run: Run_, home: Path, heard: list[News], monkeypatch: pytest.MonkeyPatch, at_home: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(core_train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setenv("RNNLM_CHECKPOINT_SECONDS", "0")
 
     def stop_after_two(news: News) -> None:
         if news.epoch is not None and news.epoch.number == 2:

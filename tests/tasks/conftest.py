@@ -110,6 +110,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         torch.set_num_threads(1)
         result = train_core(
             job.cell, job.corpus, job.vocabulary, job.model, job.train, Store(Path(job.store)), key=job.key,
+            checkpoint_seconds=job.checkpoint_seconds,
             progress=lambda epoch: on_epoch(asdict(epoch)), should_stop=should_stop, warn=warn,
         )  # fmt: skip
         return asdict(result)

@@ -225,11 +225,12 @@ def test_the_parent_names_the_run_of_each_cell_and_what_was_found(parent: FlowRu
 
 
 @pytest.mark.parametrize("started", ["0.00", "nonsense"])
-def test_a_run_whose_process_is_gone_is_closed_as_killed_at_the_next_start(home: Path, started: str) -> None:
+def test_a_run_whose_process_is_gone_is_closed_as_killed(home: Path, started: str) -> None:
     gone = {"rnnlm.pid": str(dead_process()), "rnnlm.started": started}
     run_id = tracking._create("left behind", gone, {})
     assert read(run_id).info.status == "RUNNING"
     with open_parent() as flow:
+        assert [run.run_id for run in tracking.close_dead_runs()] == [run_id]
         assert read(run_id).info.status == "KILLED"
         assert read(run_id).data.tags["rnnlm.error"] == "its process ended without closing it"
         assert read(flow.parent_run_id).info.status == "RUNNING"
@@ -237,7 +238,7 @@ def test_a_run_whose_process_is_gone_is_closed_as_killed_at_the_next_start(home:
 
 def test_a_run_whose_process_id_belongs_to_another_by_now_is_closed(home: Path) -> None:
     run_id = tracking._create("left behind", {"rnnlm.pid": str(os.getpid()), "rnnlm.started": "1.00"}, {})
-    assert tracking.close_dead_runs() == [run_id]
+    assert [run.run_id for run in tracking.close_dead_runs()] == [run_id]
     assert read(run_id).info.status == "KILLED"
 
 

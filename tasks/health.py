@@ -1,0 +1,160 @@
+"""What can be wrong with what a project has made, and what can be mended without asking.
+
+`verify` believes nothing and changes nothing. `repair` removes what nobody will miss: what is damaged is made again
+by the next run, what a dead process left behind is ended in its name.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.states import Crashed
+
+from rnnlm_core.checkpoint import Checkpoints, pending
+from rnnlm_core.store import MANIFEST, Handle, Store, folder_fault
+from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
+    caching,
+    compare,
+    corpus,
+    download,
+    evaluate,
+    generate,
+    statistics,
+    tokenize,
+    tracking,
+    train,
+    vocabulary,
+    workspace,
+)
+from tasks.locking import KernelLocks
+
+
+def verify() -> Iterator[str]:
+    """Yield what is wrong with any artifact, checkpoint, record, logged model or database, one line each."""
+    store = workspace.store()
+    for handle in store.handles():
+        if fault := store.fault(handle) or _page_fault(store.path(handle)):
+            yield f"artifact {handle} {fault}: {store.path(handle)}"
+    yield from _checkpoint_faults(store)
+    databases = [path for path in (tracking.local_database(), _prefect_database()) if path is not None]
+    damaged = [fault for path in databases for fault in _database_faults(path)]
+    yield from damaged
+    if not damaged:  # what the records name is looked up there
+        yield from (f"record {record.name}: {fault}" for record, fault in _record_faults())
+    for manifest in sorted((workspace.artifacts() / "mlflow").rglob(MANIFEST)):
+        if fault := folder_fault(manifest.parent, manifest.parent.name):
+            yield f"model logged in MLflow {fault}: {manifest.parent}"
+
+
+def repair() -> Iterator[str]:
+    """Mend what can be mended, and yield what was done, one line each. Safe while other runs are under way."""
+    store = workspace.store()
+    yield from tidy()
+    for handle in store.handles():
+        if fault := store.fault(handle):
+            store.remove(handle)
+            yield f"removed artifact {handle}, which {fault}: the next run makes it again"
+    for record, fault in list(_record_faults()):
+        record.unlink(missing_ok=True)
+        yield f"removed record {record.name}: {fault}"
+
+
+def tidy() -> Iterator[str]:
+    """Do the part of `repair` that takes no time and needs no reading: what every flow does when it starts."""
+    store = workspace.store()
+    for path in store.sweep():
+        yield f"removed what a process that is gone left unfinished: {path}"
+    clear_checkpoints()
+    dead = tracking.close_dead_runs()
+    for run in dead:
+        yield f"closed MLflow run {run.run_id}, whose process is gone"
+    flow_runs = sorted({run.tags["prefect.flow_run_id"] for run in dead if run.tags.get("prefect.flow_run_id")})
+    for flow_run_id in flow_runs:
+        if _crash(flow_run_id):
+            yield f"closed Prefect flow run {flow_run_id}, whose process is gone"
+
+
+def clear_checkpoints() -> None:
+    """Remove the checkpoints of the trainings whose result is on record."""
+    store, locks = workspace.store(), KernelLocks()
+    for key in pending(store):
+        # Under way: the record was found not to count, and the training is being done again.
+        if (_records() / key).exists() and not locks.is_locked(key):
+            Checkpoints(store, key).clear()
+
+
+def _crash(flow_run_id: str) -> bool:
+    """Tell Prefect that a flow run is over; False if it knows that, or does not know the run."""
+    with get_client(sync_client=True) as api:
+        try:
+            run = api.read_flow_run(flow_run_id)
+        except ObjectNotFound:  # another server's
+            return False
+        if run.state is None or run.state.is_final():
+            return False
+        api.set_flow_run_state(run.id, Crashed(message="Its process ended without a word."), force=True)
+        return True
+
+
+def _records() -> Path:
+    return Path(get_current_settings().results.local_storage_path)
+
+
+def _record_faults() -> Iterator[tuple[Path, str]]:
+    """Yield each record of a result that no longer counts, and why."""
+    locks = KernelLocks()
+    for record in sorted(path for path in _records().glob("*") if path.is_file()):
+        if locks.is_locked(record.name):  # another run is writing it
+            continue
+        if fault := caching.record_fault(record):
+            yield record, fault
+
+
+def _page_fault(folder: Path) -> str:
+    """Read every page of every parquet file, checksums on; return what is wrong."""
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group)
+        except (OSError, pa.ArrowException) as error:
+            return f"has an unreadable {path.name} ({error})"
+    return ""
+
+
+def _checkpoint_faults(store: Store) -> Iterator[str]:
+    for key in pending(store):
+        faults: list[str] = []
+        for digest in Checkpoints(store, key).digests(faults):
+            if store.fault(Handle("checkpoint", digest)) == "is missing":  # damage was told with the artifacts
+                faults.append(f"checkpoint {digest[:12]} of {key} is missing")
+        yield from faults
+
+
+def _prefect_database() -> Path | None:
+    """Return the place of Prefect's own database, unless a server elsewhere keeps it."""
+    path = get_current_settings().home / "prefect.db"
+    return path if path.exists() else None
+
+
+def _database_faults(path: Path) -> Iterator[str]:
+    if not path.stat().st_size:
+        yield f"database {path} is empty: restore it, or move it away to start anew"
+        return
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\0":  # SQLite takes a file of a few bytes for an empty database
+            yield f"database {path} is damaged (no SQLite file): restore it, or move it away to start anew"
+            return
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
+            found = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
+    except sqlite3.DatabaseError as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        yield f"database {path} is damaged ({'; '.join(found)}): restore it, or move it away to start anew"

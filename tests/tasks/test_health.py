@@ -1,0 +1,170 @@
+"""`verify` finds whatever is wrong, `repair` mends what the next run makes again."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
+
+from rnnlm_core import store as store_module
+from rnnlm_core.checkpoint import Checkpoints, Snapshot, pending
+from rnnlm_core.model import WEIGHTS
+from rnnlm_core.store import Handle
+from tasks import caching, health, tracking, workspace
+from tasks.caching import VerifiedSerializer
+from tasks.stopping import stop_requested
+from tasks.train import TrackedTraining
+
+
+@pytest.fixture(autouse=True)
+def _records_at_home(bare_home: Path) -> Iterator[None]:
+    """Prefect read its settings before this home was; and a flow that failed before leaves its wish to stop."""
+    stop_requested.clear()
+    with temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: bare_home / "artifacts" / "results"}):
+        yield
+
+
+@pytest.fixture
+def trained(train_cell: Callable[..., TrackedTraining], parent: tracking.FlowRun) -> TrackedTraining:
+    """A trained cell, with a record as Prefect writes it."""
+    import json
+
+    done = train_cell("rnn", parent)
+    metadata = {"serializer": {"type": caching.READER}, "storage_key": "x"}
+    record = {"metadata": metadata, "result": VerifiedSerializer().dumps(done).decode()}
+    (workspace.artifacts() / "results" / "train-abc").write_text(json.dumps(record))
+    return done
+
+
+def flip(path: Path, bit: int = 77) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def model_in_mlflow(home: Path) -> Path:
+    (manifest,) = (home / "artifacts" / "mlflow").rglob("manifest.json")
+    return manifest.parent
+
+
+def test_a_project_that_is_whole_has_no_faults(trained: TrackedTraining) -> None:
+    assert list(health.verify()) == []
+    assert list(health.repair()) == []
+
+
+def test_a_project_without_anything_has_no_faults(bare_home: Path) -> None:
+    assert list(health.verify()) == []
+    assert not (bare_home / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens", "vocabulary", "corpus", "model"])
+def test_a_flipped_bit_of_any_artifact_is_found_and_the_artifact_removed(kind: str, trained: TrackedTraining) -> None:
+    (handle,) = (handle for handle in workspace.store().handles() if handle.kind == kind)
+    path = next(p for p in sorted(workspace.store().path(handle).iterdir()) if p.name != "manifest.json")
+    flip(path)
+    faults = list(health.verify())
+    assert faults[0].startswith(f"artifact {handle} has a damaged {path.name}: ")
+    assert any("train-abc" in fault for fault in faults) == (kind == "model")
+    done = list(health.repair())
+    assert done[0] == f"removed artifact {handle}, which has a damaged {path.name}: the next run makes it again"
+    assert not workspace.store().path(handle).exists()
+    assert list(health.verify()) == []
+
+
+def test_a_run_that_is_gone_is_missed_by_its_record(trained: TrackedTraining) -> None:
+    tracking.client().delete_run(trained.run_id)
+    (fault,) = health.verify()
+    assert fault == f"record train-abc: MLflow run {trained.run_id} is gone"
+    assert list(health.repair()) == [f"removed record train-abc: MLflow run {trained.run_id} is gone"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04", b'{"metadata": {"serializer": {"type": "pickle"}}}'])
+def test_a_record_that_is_none_is_found(content: bytes, home: Path) -> None:
+    record = workspace.artifacts() / "results" / "train-abc"
+    record.write_bytes(content)
+    (fault,) = health.verify()
+    assert fault.startswith("record train-abc: ")
+    assert len(list(health.repair())) == 1
+    assert not record.exists()
+
+
+def test_a_model_that_changed_in_mlflow_is_found_and_not_loaded(trained: TrackedTraining, home: Path) -> None:
+    folder = model_in_mlflow(home)
+    flip(folder / WEIGHTS, 9999)
+    (fault,) = health.verify()
+    assert fault == f"model logged in MLflow has a damaged {WEIGHTS}: {folder}"
+    uri = tracking.client().get_run(trained.run_id).data.tags["rnnlm.model_uri"]
+    with pytest.raises(Exception, match=f"the model has a damaged {WEIGHTS}"):
+        tracking.predict(uri, ["the "], length=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "is empty"), (b"SQLite format 3\0" + b"\xff" * 4096, "is damaged"), (b"x", "is damaged")],
+)
+def test_a_database_that_is_none_is_found_and_left_as_it_is(content: bytes, told: str, bare_home: Path) -> None:
+    path = bare_home / "mlflow.db"
+    path.write_bytes(content)
+    (fault,) = health.verify()
+    assert fault.startswith(f"database {path} {told}")
+    assert path.read_bytes() == content
+
+
+def checkpoints(key: str) -> Checkpoints:
+    import torch
+
+    found = Checkpoints(workspace.store(), key)
+    for number in (1, 2):
+        found.save(Snapshot({"x": torch.full((3,), float(number))}, {"number": number}))
+    return found
+
+
+def test_the_checkpoints_of_a_training_on_record_are_cleared_and_others_kept(trained: TrackedTraining) -> None:
+    checkpoints("train-abc")
+    checkpoints("train-def")
+    health.clear_checkpoints()
+    assert [key for key in pending(workspace.store()) if key.endswith(("abc", "def"))] == ["train-def"]
+    kept, faults = Checkpoints(workspace.store(), "train-def").load()
+    assert kept is not None
+    assert faults == []
+
+
+def test_a_checkpoint_that_is_missing_or_damaged_is_found(home: Path) -> None:
+    newest, older = checkpoints("train-def").digests()
+    shutil.rmtree(workspace.store().path(Handle("checkpoint", newest)))
+    flip(workspace.store().path(Handle("checkpoint", older)) / "state.json")
+    faults = list(health.verify())
+    assert f"checkpoint {newest[:12]} of train-def is missing" in faults
+    assert any(fault.startswith(f"artifact checkpoint:{older[:12]} has a damaged state.json") for fault in faults)
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_live_one_writes_is_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "ABANDONED_SECONDS", 0.0)
+    store = workspace.store()
+    left = store.root / "text" / ".draft-left"
+    left.mkdir(parents=True)
+    (left / "half.txt").write_text("half")
+    half = store.root / "checkpoint" / ".key.json.abc.tmp"
+    half.parent.mkdir()
+    half.write_text("[")
+    with store.draft("text") as draft:
+        time.sleep(0.01)
+        done = list(health.tidy())
+        assert draft.folder.exists()
+    assert sorted(done) == sorted(f"removed what a process that is gone left unfinished: {p}" for p in (left, half))
+    assert not left.exists()
+    assert not half.exists()
+
+
+def test_a_run_of_a_dead_process_is_closed(home: Path) -> None:
+    dead = {"rnnlm.pid": "999999999", "rnnlm.started": "1.00"}
+    run_id = tracking._create("left behind", dead, {})
+    assert list(health.tidy()) == [f"closed MLflow run {run_id}, whose process is gone"]
+    assert tracking.client().get_run(run_id).info.status == "KILLED"
+    assert list(health.tidy()) == []
+    assert os.getpid() != 999999999
