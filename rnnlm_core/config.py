@@ -16,6 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rnnlm_core.errors import ConfigError, suggestion
 
 CELLS = ("rnn", "gru", "lstm")
+CHECKPOINT_SECONDS = 30.0
+"""How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well. No part of
+the config: it changes no result."""
 LINE_KEEPING = ("none", "d2l-lines")
 """The normalisers that leave line ends where they are."""
 SPLITS = ("train", "valid", "test")

@@ -163,6 +163,7 @@ def _unpacked(file: CorpusFile, path: Path, folder: Path) -> Path:
                         f"the archive unpacks to more than {MOST_RATIO} times its size", path, "check the address"
                     )
                 out.write(part)
+    # What zipfile raises: damaged, no such member, a method it does not know, a password, a damaged stream.
     except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise IntegrityError(f"not a zip archive with {file.member}", path, f"download it again ({error})") from error
     return target

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
-from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, read_ids
 from rnnlm_core.errors import IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
@@ -27,9 +27,6 @@ from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
-
-CHECKPOINT_SECONDS = 30.0
-"""How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well."""
 
 
 @dataclass(frozen=True)

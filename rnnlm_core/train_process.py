@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
 from rnnlm_core.errors import ResourceError, RnnlmError, by_name
 from rnnlm_core.store import Handle, Store
 
@@ -44,7 +44,7 @@ class Job:
     store: str
     key: str
     threads: int = 1
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 def train_in_child(

@@ -29,7 +29,7 @@ class Bounded:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
 
-    def __call__(self, url: str, output_file: Path | str, pooch: Any, check_only: bool = False) -> None:  # noqa: ARG002
+    def __call__(self, url: str, output_file: Path | str, _: Any) -> None:
         """Write what `url` holds to `output_file` (the signature that pooch calls).
 
         Raises `RefusedError`, or what `requests` raises.

@@ -4,6 +4,7 @@ Prefect's own file locks are files: what a killed holder held stays locked for e
 (`flock`), which end with the process that holds them.
 """
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ class KernelLocks:
         key: str,
         holder: str,
         acquire_timeout: float | None = None,
-        hold_timeout: float | None = None,  # noqa: ARG002 - Prefect's signature: what lives may hold as long as it likes
+        hold_timeout: float | None = None,
     ) -> bool:
         """Wait until the record is free and hold it; False if that takes longer than `acquire_timeout`.
 
-        Raises `Stopped` if the run is asked to end while it waits.
+        Raises `Stopped` if the run is asked to end while it waits, and `ValueError` for a `hold_timeout`: the kernel
+        knows none, and what lives may hold as long as it likes.
         """
+        if hold_timeout is not None:
+            raise ValueError(f"a lock of the kernel has no hold_timeout, got {hold_timeout}")
         if self.is_lock_holder(key, holder):
             return True
         lock = _lock(key)
@@ -91,12 +95,12 @@ class KernelLocks:
         return True
 
     async def aacquire_lock(self, *arguments: Any, **more: Any) -> bool:
-        """Refuse: the stages are synchronous, and a thread that waits here would stop its event loop."""
-        raise NotImplementedError("stages are synchronous")
+        """Do what `acquire_lock` does, without stopping the event loop."""
+        return await asyncio.to_thread(self.acquire_lock, *arguments, **more)
 
     async def await_for_lock(self, *arguments: Any, **more: Any) -> bool:
-        """Refuse, as `aacquire_lock` does."""
-        raise NotImplementedError("stages are synchronous")
+        """Do what `wait_for_lock` does, without stopping the event loop."""
+        return await asyncio.to_thread(self.wait_for_lock, *arguments, **more)
 
 
 def _lock(key: str) -> FileLock:

@@ -7,6 +7,7 @@ for when needed, so that a worker, a test or a moved folder finds its own.
 import os
 from pathlib import Path
 
+from rnnlm_core.config import CHECKPOINT_SECONDS
 from rnnlm_core.errors import ResourceError, UsageError
 from rnnlm_core.store import Store
 
@@ -71,7 +72,7 @@ def prepare_environment() -> None:
 
 def checkpoint_seconds() -> float:
     """Return how often a training saves its place: `RNNLM_CHECKPOINT_SECONDS`, 30 by default."""
-    chosen = os.environ.get("RNNLM_CHECKPOINT_SECONDS", "30")
+    chosen = os.environ.get("RNNLM_CHECKPOINT_SECONDS", str(CHECKPOINT_SECONDS))
     try:
         seconds = float(chosen)
     except ValueError:

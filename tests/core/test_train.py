@@ -427,6 +427,12 @@ def stop_in_epoch(number: int) -> tuple[Callable[[Epoch], None], Callable[[], bo
     return progress, should_stop
 
 
+def stop_at_call(number: int) -> Callable[[], bool]:
+    """Return a `should_stop` that says so when it is asked for the so-manieth time."""
+    calls = itertools.count(1)
+    return lambda: next(calls) == number
+
+
 def interrupt(number: int, cell: str, model: ModelConfig, config: TrainConfig, checkpoints: Checkpoints) -> None:
     progress, should_stop = stop_in_epoch(number)
     with pytest.raises(Stopped, match=f"training stopped: in epoch {number}: run the same command again to go on"):
@@ -532,11 +538,10 @@ def test_what_is_done_sooner_than_a_checkpoint_is_due_writes_one_at_the_end(stor
 
 def test_a_stop_writes_a_checkpoint_that_is_not_due(store: Store) -> None:
     whole = fit_noise(model=DEEP)
-    calls = itertools.count(1)
     with pytest.raises(Stopped):
         fit_noise(
             model=DEEP, checkpoints=Checkpoints(store, "key"), checkpoint_seconds=30.0,
-            should_stop=lambda: next(calls) == 9,
+            should_stop=stop_at_call(9),
         )  # fmt: skip
     snapshot, _ = Checkpoints(store, "key").load()
     assert snapshot is not None
@@ -554,9 +559,9 @@ def test_a_training_cut_between_any_two_updates_ends_with_the_same_bits(
     whole = fit_noise(cell, DEEP, config)
     cuts = 0
     for number in itertools.count(1):
-        checkpoints, calls = Checkpoints(store, f"key-{number}"), itertools.count(1)
+        checkpoints = Checkpoints(store, f"key-{number}")
         try:
-            fit_noise(cell, DEEP, config, checkpoints=checkpoints, should_stop=lambda: next(calls) == number)  # noqa: B023
+            fit_noise(cell, DEEP, config, checkpoints=checkpoints, should_stop=stop_at_call(number))
         except Stopped:
             torch.rand(number)  # another process has another random state
             assert_same(fit_noise(cell, DEEP, config, checkpoints=checkpoints), whole)

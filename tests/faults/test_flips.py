@@ -42,7 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_every_flip_of_an_artifact_is_found(store: Store) -> None:
     handles = list(store.handles())
     assert {"text", "tokens", "statistics", "vocabulary", "corpus", "model", "checkpoint"} == {h.kind for h in handles}
-    draw = random.Random(0)  # noqa: S311 - which bits is no secret
+    draw = random.Random(0)
     believed = []
     for _ in range(FLIPS):
         handle = draw.choice(handles)
@@ -61,7 +61,7 @@ def test_every_flip_of_an_artifact_is_found(store: Store) -> None:
 
 def test_every_flip_of_a_model_is_refused_when_it_is_loaded(store: Store) -> None:
     (handle,) = (handle for handle in store.handles() if handle.kind == "model")
-    draw = random.Random(1)  # noqa: S311
+    draw = random.Random(1)
     for _ in range(100):
         path = draw.choice(sorted(p for p in store.path(handle).iterdir()))
         whole = path.read_bytes()
@@ -79,7 +79,7 @@ def test_every_flip_of_a_checkpoint_falls_back_to_the_one_before(tmp_path: Path)
     for number in (1, 2):
         checkpoints.save(Snapshot({"x": torch.full((50,), float(number))}, {"number": number}))
     newest, _ = checkpoints.digests()
-    draw = random.Random(2)  # noqa: S311
+    draw = random.Random(2)
     for _ in range(100):
         path = draw.choice(sorted(checkpoints.store.path(Handle("checkpoint", newest)).iterdir()))
         whole = path.read_bytes()

@@ -74,16 +74,16 @@ def artifacts(home: Path) -> set[str]:
     return {f"{handle.kind}:{handle.sha256}" for handle in store.handles() if handle.kind != "comparison"}
 
 
-def rows(home: Path, query: str, database: str = "mlflow.db") -> list[tuple[Any, ...]]:
+def rows(home: Path, query: str, *values: str, database: str = "mlflow.db") -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(home / database)) as connection:
-        return connection.execute(query).fetchall()
+        return connection.execute(query, values).fetchall()
 
 
 def check_closed(home: Path) -> None:
     """Nothing stays open: MLflow and Prefect know that their runs are over, each metric has each step once."""
     assert rows(home, "SELECT run_uuid FROM runs WHERE status = 'RUNNING'") == []
     open_flows = "SELECT id, state_type FROM flow_run WHERE state_type IN ('RUNNING', 'PENDING')"
-    assert rows(home, open_flows, "prefect/prefect.db") == []
+    assert rows(home, open_flows, database="prefect/prefect.db") == []
     twice = (
         "SELECT run_uuid, key, step FROM metrics WHERE key LIKE 'train/%' OR key LIKE 'valid/%' "
         "GROUP BY run_uuid, key, step HAVING count(*) > 1"
@@ -109,7 +109,7 @@ def test_a_command_killed_at_a_random_moment_is_finished_by_the_same_command(
 ) -> None:
     expected, seconds = undisturbed
     home = tmp_path / "home"
-    draw = random.Random(seed)  # noqa: S311 - when is no secret
+    draw = random.Random(seed)
     for _ in range(draw.randint(1, 2)):
         process = start(home, *SMALL)
         time.sleep(draw.uniform(0.2, 1.0) * seconds)
@@ -123,8 +123,8 @@ def test_a_command_killed_at_a_random_moment_is_finished_by_the_same_command(
     written = json.loads((home / "out.json").read_text())
     assert set(written["cells"]) == {"rnn", "gru"}
     for cell in written["cells"].values():
-        steps = f"SELECT step FROM metrics WHERE run_uuid = '{cell['run_id']}' AND key = 'train/loss' ORDER BY step"  # noqa: S608
-        assert rows(home, steps) == [(1,), (2,), (3,), (4,)]
+        steps = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY step"
+        assert rows(home, steps, cell["run_id"]) == [(1,), (2,), (3,), (4,)]
     shutil.rmtree(home)
 
 

@@ -66,7 +66,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(cell: str, 
     whole = train_in_child(job_in(tmp_path / "whole", cell), lambda _: None, lambda: False, lambda _: None)
     length = time.monotonic() - started
     job = job_in(tmp_path / "killed", cell)
-    draw = random.Random(cell)  # noqa: S311 - when is no secret
+    draw = random.Random(cell)
     warnings: list[str] = []
     kills = finished = 0
     while True:

@@ -456,7 +456,8 @@ def test_unknown_characters_of_a_prefix_are_refused_or_mapped(rnnlm: Callable[..
 def test_a_model_that_is_not_there_is_one_line(
     rnnlm: Callable[..., Answer], trained: Any, reference: str, parts: list[str]
 ) -> None:
-    refused(rnnlm("generate", "--model", reference, "--prefix", "the "), 3, *parts)
+    line = refused(rnnlm("generate", "--model", reference, "--prefix", "the "), 3, *parts)
+    assert reference in line
 
 
 def test_a_run_without_model_is_told(rnnlm: Callable[..., Answer], trained: Any) -> None:

@@ -1,5 +1,6 @@
 """One at a time, in whichever process; the kernel frees what a dead process held."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -123,3 +124,18 @@ def test_a_key_that_is_a_path_is_the_same_lock(bare_home: Path) -> None:
     locks = KernelLocks()
     locks.acquire_lock(KEY, "me")
     assert KernelLocks().is_locked(str(bare_home / KEY))
+
+
+def test_an_event_loop_can_wait_as_well(bare_home: Path) -> None:
+    async def take() -> list[bool]:
+        one, two = KernelLocks(), KernelLocks()
+        taken = [await one.aacquire_lock(KEY, "me"), await two.aacquire_lock(KEY, "you", 0)]
+        one.release_lock(KEY, "me")
+        return [*taken, await two.await_for_lock(KEY, 0)]
+
+    assert asyncio.run(take()) == [True, False, True]
+
+
+def test_a_time_to_hold_is_refused(bare_home: Path) -> None:
+    with pytest.raises(ValueError, match="has no hold_timeout, got 5"):
+        KernelLocks().acquire_lock(KEY, "me", hold_timeout=5)
