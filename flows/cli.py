@@ -363,14 +363,17 @@ def _flows_ready() -> Iterator[None]:
             typer.echo("starting Prefect's own server (5 to 30 s) …", err=True)
         else:
             api.check()
+        from prefect import tags
+
         import flows.language_model  # noqa: F401 - heavy: imported while the server starts
+
         from flows.display import Display
-        from tasks import tracking
+        from tasks import processes, tracking
         from tasks.progress import listening
 
         if api.own:
             tracking.experiment_id()  # opens MLflow's database, also while the server starts
-        with api.ready(), Display() as display, listening(display.hear):
+        with api.ready(), tags(processes.flow_run_tag()), Display() as display, listening(display.hear):
             yield
 
 

@@ -11,6 +11,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.summary import CellStages, Ledger, RunSummary
 from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.inspection import inspect
 from rnnlm_core.presets import run_config
@@ -58,8 +59,11 @@ def language_model(
         progress.warn("start", done)
     parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
+        crashpoint("flow opened")
         try:
-            return _chain(config, source, run).as_json()
+            summary = _chain(config, source, run).as_json()
+            crashpoint("flow finished")
+            return summary
         except BaseException as error:
             stop_requested.set()
             if not isinstance(error, Exception):  # Ctrl-C, a cancelled flow

@@ -5,12 +5,14 @@ atomically after the artifact is complete. The last two are kept.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.store import Handle, Store, check_space, write_atomically
 
@@ -30,6 +32,14 @@ class Snapshot:
 def pending(store: Store) -> list[str]:
     """Return the keys of the trainings that have checkpoints."""
     return sorted(path.stem for path in (store.root / "checkpoint").glob("*.json") if not path.name.startswith("."))
+
+
+def unlisted(store: Store) -> Iterator[tuple[str, Handle]]:
+    """Yield each checkpoint that no list names, with the key of its training: what a kill left between two steps."""
+    listed = {digest for key in pending(store) for digest in Checkpoints(store, key).digests()}
+    for handle in store.handles("checkpoint"):
+        if handle.sha256 not in listed and not store.fault(handle):
+            yield json.loads((store.path(handle) / "state.json").read_text())["key"], handle
 
 
 class Checkpoints:
@@ -79,6 +89,7 @@ class Checkpoints:
         """Remove all checkpoints of this training: its result is safe."""
         digests = self.digests()
         self.pointer.unlink(missing_ok=True)
+        crashpoint("unlisted")
         for digest in digests:
             self.store.remove(Handle("checkpoint", digest))
 

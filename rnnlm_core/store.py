@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import IntegrityError, ResourceError
 
 MANIFEST = "manifest.json"
@@ -64,7 +65,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             Path(name).chmod(0o644)  # temporary files are made for their owner alone
+            crashpoint("written")
             Path(name).replace(path)
+            crashpoint("replaced")
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -155,17 +158,19 @@ class Store:
         """Return what is wrong with an artifact in a few words, or "" if it is whole."""
         return folder_fault(self.path(handle), handle.sha256)
 
-    def handles(self) -> Iterator[Handle]:
-        """Yield every artifact that is there, whole or not."""
-        for kind in sorted(path for path in self.root.glob("*") if path.is_dir()):
-            for folder in sorted(path for path in kind.iterdir() if path.is_dir() and not path.name.startswith(".")):
-                yield Handle(kind.name, folder.name)
+    def handles(self, kind: str = "*") -> Iterator[Handle]:
+        """Yield every artifact that is there (of one kind), whole or not."""
+        for kind_folder in sorted(path for path in self.root.glob(kind) if path.is_dir()):
+            for folder in sorted(kind_folder.iterdir()):
+                if folder.is_dir() and not folder.name.startswith("."):
+                    yield Handle(kind_folder.name, folder.name)
 
     def remove(self, handle: Handle) -> None:
         """Remove an artifact in a way that a kill leaves a draft to be swept, never a part of it in its place."""
         doomed = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.root / handle.kind))
         try:
             self.path(handle).rename(doomed / "removed")
+            crashpoint(f"removed:{handle.kind}")
         except FileNotFoundError:  # another process removed it
             pass
         finally:
@@ -195,6 +200,7 @@ class Store:
             raise ResourceError(
                 "cannot write artifacts", f"{parent} ({error.strerror})", "free or change the folder"
             ) from error
+        crashpoint(f"drafted:{kind}")
         try:
             yield Draft(self, kind, folder)
         finally:
@@ -210,6 +216,7 @@ class Draft:
 
     def publish(self) -> Handle:
         """Seal the folder with its manifest and move it to its place; equal content is kept once."""
+        crashpoint(f"filled:{self.kind}")
         files = {}
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             files[path.relative_to(self.folder).as_posix()] = {
@@ -223,6 +230,7 @@ class Draft:
         sync_file(self.folder / MANIFEST)
         sync_file(self.folder)
         self.folder.chmod(0o755)
+        crashpoint(f"sealed:{self.kind}")
         place = self.store.path(handle)
         if place.exists() and self.store.fault(handle):
             self.store.remove(handle)
@@ -234,4 +242,5 @@ class Draft:
                 if self.store.fault(handle):
                     raise
             sync_file(place.parent)
+        crashpoint(f"published:{self.kind}")
         return handle

@@ -12,11 +12,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
-from rnnlm_core.checkpoint import Checkpoints, pending
+from rnnlm_core.checkpoint import Checkpoints, pending, unlisted
 from rnnlm_core.store import MANIFEST, Handle, Store, folder_fault
 from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
     caching,
@@ -25,6 +27,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     download,
     evaluate,
     generate,
+    processes,
     statistics,
     tokenize,
     tracking,
@@ -74,19 +77,32 @@ def tidy() -> Iterator[str]:
     dead = tracking.close_dead_runs()
     for run in dead:
         yield f"closed MLflow run {run.run_id}, whose process is gone"
-    flow_runs = sorted({run.tags["prefect.flow_run_id"] for run in dead if run.tags.get("prefect.flow_run_id")})
-    for flow_run_id in flow_runs:
+    flow_runs = {run.tags["prefect.flow_run_id"] for run in dead if run.tags.get("prefect.flow_run_id")}
+    for flow_run_id in sorted(flow_runs | set(_dead_flow_runs())):
         if _crash(flow_run_id):
             yield f"closed Prefect flow run {flow_run_id}, whose process is gone"
 
 
 def clear_checkpoints() -> None:
-    """Remove the checkpoints of the trainings whose result is on record."""
+    """Remove the checkpoints of the trainings whose result is on record, and those that belong to no list."""
     store, locks = workspace.store(), KernelLocks()
     for key in pending(store):
         # Under way: the record was found not to count, and the training is being done again.
         if (_records() / key).exists() and not locks.is_locked(key):
             Checkpoints(store, key).clear()
+    for key, checkpoint in list(unlisted(store)):
+        if not locks.is_locked(key):  # under way: it is about to be listed
+            store.remove(checkpoint)
+
+
+def _dead_flow_runs() -> Iterator[str]:
+    """Yield the flow runs that Prefect believes under way though their process is gone."""
+    open_states = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+    under_way = FlowRunFilter(state=FlowRunFilterState(type=open_states))
+    with get_client(sync_client=True) as api:
+        for run in api.read_flow_runs(flow_run_filter=under_way):
+            if processes.has_ended(run.tags):
+                yield str(run.id)
 
 
 def _crash(flow_run_id: str) -> bool:

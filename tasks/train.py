@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
+from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import Stopped
 from rnnlm_core.store import Handle
 from rnnlm_core.train import Epoch, Trained
@@ -82,7 +83,9 @@ def train(
         finally:
             log.flush()
         trained: Trained = TypeAdapter(Trained).validate_python(result)
+        crashpoint("training known")
         _report(run_id, trained, corpus, vocabulary)
+    crashpoint("run finished")
     return TrackedTraining(trained, run_id)
 
 
@@ -123,6 +126,7 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
     tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
     example = opening(load_model(folder), store.open(corpus.handle), "train")
     address = tracking.log_model(run_id, folder, trained.cell, example)
+    crashpoint("model logged")
     tracking.set_tags(
         run_id,
         {"rnnlm.device": trained.device, "rnnlm.model_sha256": trained.model.sha256, "rnnlm.model_uri": address},

@@ -1,0 +1,175 @@
+"""A home and what must be true of it after any fault: a checker that shares no code with what it checks."""
+
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import flows.cli
+
+PROJECT = Path(flows.cli.__file__).parents[1]
+COMMAND = [sys.executable, "-c", "import sys; from flows.cli import main; sys.argv[0] = 'rnnlm'; main()"]
+EPOCHS = 4
+SMALL = [
+    "run", "--preset", "smoke", "--set", "model.hidden_size=16", "--set", "corpus.max_tokens=20000",
+    "--set", f"train.epochs={EPOCHS}", "--set", "train.device=cpu",
+]  # fmt: skip
+
+
+def places(home: Path) -> dict[str, str]:
+    """Return the environment of a command that works in this home and saves its place often."""
+    return {
+        "RNNLM_HOME": str(home),
+        "RNNLM_CHECKPOINT_SECONDS": "0.3",
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "artifacts" / "results"),
+        "PYTHONPATH": str(PROJECT),
+    }
+
+
+def without_settings() -> dict[str, str]:
+    """Return this process's environment without the settings of rnnlm, MLflow and Prefect."""
+    ours = ("RNNLM_", "MLFLOW_", "PREFECT_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def wait_until_alone(home: Path) -> None:
+    """Wait until no process lives that works for this home: what a killed command started ends by itself."""
+    deadline = time.monotonic() + 120
+    while alive := [process.cmdline() for process in _processes_of(home)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def trainings_of(home: Path) -> list[psutil.Process]:
+    """Return the processes that train in this home."""
+    return [process for process in _processes_of(home) if "rnnlm_core.train_process" in process.cmdline()]
+
+
+def _processes_of(home: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            arguments = process.cmdline()
+            if (
+                process.environ().get("RNNLM_HOME") == str(home)
+                and process.status() != psutil.STATUS_ZOMBIE
+                and arguments
+            ):
+                yield process
+        except psutil.Error:  # it ended meanwhile
+            continue
+
+
+def store_of(home: Path) -> Path:
+    return home / "artifacts" / "store"
+
+
+def artifacts(home: Path) -> dict[str, Path]:
+    """Return the folder of each artifact by its kind and digest.
+
+    Equal runs have equal ones, but for the comparison, which holds tokens per second.
+    """
+    folders = [path for path in store_of(home).glob("*/*") if path.is_dir() and not path.name.startswith(".")]
+    return {f"{path.parent.name}:{path.name}": path for path in folders if path.parent.name != "comparison"}
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an artifact is what its name says, and each of its files what its manifest says."""
+    try:
+        manifest = (folder / "manifest.json").read_bytes()
+        files = json.loads(manifest)["files"]
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return (
+            hashlib.sha256(manifest).hexdigest() == folder.name
+            and there == {*files, "manifest.json"}
+            and all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == files[name]["sha256"] for name in files)
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def unfinished(home: Path) -> list[Path]:
+    """Return the drafts and temporary files that lie in a home."""
+    return [
+        path for path in home.rglob("*")
+        if "prefect" not in path.parts and (path.name.startswith(".draft-") or path.name.endswith(".tmp"))
+    ]  # fmt: skip
+
+
+def let_time_pass(home: Path) -> None:
+    """Make what lies unfinished look old, as it would be when somebody comes back to it."""
+    for path in unfinished(home):
+        os.utime(path, (time.time() - 600,) * 2)
+
+
+def rows(database: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+def records_that_count(home: Path) -> int:
+    """Return how many stages a next run need not do: their record is there, and all that it names."""
+    runs: set[str] = set()
+    if (home / "mlflow.db").exists() and rows(home / "mlflow.db", "SELECT 1 FROM sqlite_master WHERE name = 'runs'"):
+        runs = {
+            row[0] for row in rows(home / "mlflow.db", "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")
+        }
+    count = 0
+    for record in (home / "artifacts" / "results").glob("*-*"):
+        try:
+            result = json.loads(json.loads(record.read_bytes())["result"])
+        except (ValueError, KeyError):
+            continue
+        if "value" in result:
+            named = list(_named(result["value"]))
+            handles = [store_of(home) / kind / name for kind, name in named if kind != "run"]
+            count += all(map(is_whole, handles)) and all(name in runs for kind, name in named if kind == "run")
+    return count
+
+
+def _named(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        if value.keys() == {"kind", "sha256"}:
+            yield value["kind"], value["sha256"]
+        for key, part in value.items():
+            if key == "run_id":
+                yield "run", part
+            yield from _named(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named(part)
+
+
+def what_is_wrong(home: Path, prefect: Path) -> Iterator[str]:
+    """Yield each invariant that does not hold once the same command has been run to its end."""
+    yield from (f"{name} is not whole" for name, folder in artifacts(home).items() if not is_whole(folder))
+    yield from (f"unfinished: {path}" for path in unfinished(home))
+    for database in (home / "mlflow.db", prefect):
+        if (found := rows(database, "PRAGMA integrity_check")) != [("ok",)]:
+            yield f"{database} is damaged: {found}"
+    yield from (
+        f"MLflow run is open: {row}" for row in rows(home / "mlflow.db", "SELECT * FROM runs WHERE status = 'RUNNING'")
+    )
+    models = "SELECT model_id, status FROM logged_models WHERE status != 2 AND lifecycle_stage = 'active'"
+    yield from (f"logged model is not ready: {row}" for row in rows(home / "mlflow.db", models))
+    open_flows = "SELECT id, name, state_type FROM flow_run WHERE state_type IN ('RUNNING', 'PENDING', 'CANCELLING')"
+    yield from (f"Prefect flow run is open: {row}" for row in rows(prefect, open_flows))
+    finished = (
+        "SELECT run_uuid FROM runs WHERE status = 'FINISHED' AND name NOT LIKE 'smoke%' AND lifecycle_stage = 'active'"
+    )
+    for (run,) in rows(home / "mlflow.db", finished):
+        for metric in ("train/loss", "valid/loss", "optim/learning_rate"):
+            steps = rows(
+                home / "mlflow.db", "SELECT step FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step", run, metric
+            )
+            if steps != [(step,) for step in range(1, EPOCHS + 1)]:
+                yield f"run {run} has {metric} at {steps}"
+    if not rows(home / "mlflow.db", finished):
+        yield "no finished run of a cell"

@@ -1,0 +1,223 @@
+"""Commands that are killed, stopped, started together, and whose files are damaged, at random: the same command again
+ends with the bits of a run that nobody disturbed.
+
+Each seed is a story of up to three disturbances and the final run; what was done is printed (`-s`) and told by a
+failure. `RNNLM_SEEDS` chooses the seeds: a number, or FIRST-LAST.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import Commands
+from homes import (
+    SMALL,
+    artifacts,
+    let_time_pass,
+    records_that_count,
+    store_of,
+    trainings_of,
+    wait_until_alone,
+    what_is_wrong,
+)
+
+from rnnlm_core.config import CELLS
+from rnnlm_core.crashpoints import POINTS
+
+NUM_STAGES = 9
+LONGEST_SECONDS = 25.0
+"""Later moments than this are after the end of a run, on any machine that is not much slower."""
+
+
+def seeds(wanted: str) -> range:
+    """Read `12` (0 to 11) or `100-199`."""
+    first, dash, last = wanted.partition("-")
+    return range(int(first), int(last) + 1) if dash else range(int(first))
+
+
+SEEDS = seeds(os.environ.get("RNNLM_SEEDS", "12"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Story:
+    """What happens to one home."""
+
+    def __init__(self, commands: Commands, seed: int) -> None:
+        self.commands, self.draw = commands, random.Random(seed)
+        self.cell = CELLS[seed % len(CELLS)]
+        self.home = commands.home(f"seed-{seed}")
+        self.command = [*SMALL, "--cells", self.cell]
+        self.told: list[str] = []
+
+    def tell(self, what: str) -> None:
+        self.told.append(what)
+
+    def moment(self) -> float:
+        """Draw when to strike: often early, where little is done, and never long after the end."""
+        return self.draw.uniform(0.0, self.draw.choice([3.0, 8.0, LONGEST_SECONDS]))
+
+    def interrupt(self, number: signal.Signals, *codes: int) -> None:
+        """Start the command and send it a signal; it ends with one of `codes`, or was faster."""
+        running = self.commands.start(self.home, *self.command)
+        moment = self.moment()
+        ended = running.ends_within(moment)
+        running.send(number)
+        code = running.wait()
+        self.tell(f"{number.name} after {moment:.1f} s, exit {code}")
+        assert code in (codes if not ended else (0,)) or code == 0, running.output()
+        wait_until_alone(self.home)
+
+    def kill(self) -> None:
+        self.interrupt(signal.SIGKILL, -9)
+
+    def terminate(self) -> None:
+        # By the signal itself as long as nobody listens: the first moments.
+        self.interrupt(signal.SIGTERM, 143, -15)
+
+    def press_ctrl_c(self) -> None:
+        self.interrupt(signal.SIGINT, 130, 1, -2)
+
+    def kill_training(self) -> None:
+        """Kill the process that trains, as the kernel does when memory runs out."""
+        running = self.commands.start(self.home, *self.command)
+        while not running.ends_within(0.05):
+            if trainings := trainings_of(self.home):
+                running.ends_within(self.draw.uniform(0.0, 4.0))
+                with suppress(psutil.NoSuchProcess):
+                    trainings[0].kill()
+                break
+        self.tell(f"training killed, exit {running.wait()}")
+        assert running.wait() in (0, 7), running.output()
+
+    def crash(self) -> None:
+        """Die at a crash point."""
+        point = f"{self.draw.choice(POINTS)}@{self.draw.choice([1, 1, 2])}"
+        running = self.commands.start(self.home, *self.command, RNNLM_CRASH=point)
+        self.tell(f"crash at {point}, exit {running.wait()}")
+        assert running.wait() in (0, 7, -9), running.output()
+        wait_until_alone(self.home)
+
+    def together(self) -> None:
+        """Start the command twice and kill one of them."""
+        first, second = (self.commands.start(self.home, *self.command) for _ in range(2))
+        moment = self.moment()
+        first.ends_within(moment)
+        first.send(signal.SIGKILL)
+        self.tell(f"one of two killed after {moment:.1f} s, exit {first.wait()} and {second.wait()}")
+        assert second.wait() == 0, second.output()
+        wait_until_alone(self.home)
+
+    def damage_artifact(self) -> None:
+        folders = sorted(folder for kind, folder in artifacts(self.home).items())
+        if folders:
+            folder = self.draw.choice(folders)
+            if self.draw.random() < 0.2:
+                shutil.rmtree(folder)
+                self.tell(f"{folder.parent.name} removed")
+            else:
+                self.damage(self.draw.choice(sorted(path for path in folder.rglob("*") if path.is_file())))
+
+    def damage_record(self) -> None:
+        records = sorted((self.home / "artifacts" / "results").glob("*-*"))
+        if records:
+            self.damage(self.draw.choice(records))
+
+    def damage_checkpoint_list(self) -> None:
+        for path in sorted((store_of(self.home) / "checkpoint").glob("*.json"))[:1]:
+            self.damage(path)
+
+    def damage(self, path: Path) -> None:
+        """Remove a file, empty it, cut it, or flip one of its bits."""
+        whole = path.read_bytes()
+        how = self.draw.choice(["removed", "emptied", "cut", "flipped", "flipped"]) if whole else "removed"
+        self.tell(f"{path.parent.parent.name}/{path.name} {how}")
+        if how == "removed":
+            path.unlink()
+            return
+        bit = self.draw.randrange(8 * len(whole))
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes({"emptied": b"", "cut": whole[: self.draw.randrange(len(whole))], "flipped": flipped}[how])
+
+    def lose_run(self) -> None:
+        """Delete a run in MLflow, as one does in its user interface."""
+        with closing(sqlite3.connect(self.home / "mlflow.db")) as database, database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
+                database.execute("UPDATE runs SET lifecycle_stage = 'deleted', deleted_time = 1")
+        self.tell("runs deleted")
+
+    def lose_mlflow(self) -> None:
+        for path in self.home.glob("mlflow.db*"):
+            path.unlink()
+        self.tell("mlflow.db removed")
+
+
+INTERRUPTIONS: list[Callable[[Story], None]] = [
+    Story.kill, Story.kill, Story.kill, Story.terminate, Story.press_ctrl_c, Story.kill_training,
+    Story.crash, Story.crash, Story.together,
+]  # fmt: skip
+DAMAGES: list[Callable[[Story], None]] = [
+    Story.damage_artifact, Story.damage_artifact, Story.damage_record, Story.damage_checkpoint_list,
+    Story.lose_run, Story.lose_mlflow,
+]  # fmt: skip
+
+
+def check_end(story: Story, expected: set[str]) -> None:
+    """Run the command to its end and check everything that must be true then."""
+    commands, home = story.commands, story.home
+    let_time_pass(home)
+    found = records_that_count(home)
+    running = commands.start(home, *story.command, "--json", "out.json")
+    assert running.wait() == 0, running.output()
+    wait_until_alone(home)
+    assert list(what_is_wrong(home, commands.prefect)) == []
+    assert set(artifacts(home)) == expected
+    stages = json.loads((home / "out.json").read_text())["tasks"]
+    assert sum(stages.values()) == NUM_STAGES
+    assert stages["cached"] >= found, "what was whole has been done again"
+    verify = commands.start(home, "verify")
+    assert verify.wait() == 0, verify.output()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_happens_the_same_command_ends_with_the_same_bits(
+    seed: int, commands: Commands, undisturbed: dict[str, set[str]]
+) -> None:
+    story = Story(commands, seed)
+    draw = story.draw
+    try:
+        for _ in range(draw.choice([1, 1, 2, 3])):
+            draw.choice(INTERRUPTIONS)(story)
+            if draw.random() < 0.3:
+                draw.choice(DAMAGES)(story)
+        check_end(story, undisturbed[story.cell])
+    finally:
+        print(f"seed {seed}, {story.cell}: {'; '.join(story.told)}")
+    shutil.rmtree(story.home)
+
+
+def test_a_crash_at_each_point_in_turn_loses_nothing(commands: Commands, undisturbed: dict[str, set[str]]) -> None:
+    story = Story(commands, 0)
+    left = list(POINTS)
+    # Each crash leaves the work a little further: what comes late is reached by the later runs.
+    while left:
+        reached = []
+        for point in left:
+            running = commands.start(story.home, *story.command, RNNLM_CRASH=point)
+            code = running.wait()
+            wait_until_alone(story.home)
+            if code == 0:
+                break
+            assert code == -9 or (code == 7 and "SIGKILL" in running.output()), (point, running.output())
+            reached.append(point)
+        left = [point for point in left if point not in reached]
+        assert reached, left
+    check_end(story, undisturbed[story.cell])
