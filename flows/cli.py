@@ -165,7 +165,7 @@ def compare(
 
     workspace.prepare_environment()
     from flows.tables import runs_table
-    from tasks.tracking import tracked_cells
+    from tasks.tracked_runs import tracked_cells
 
     runs = tracked_cells(corpus, last)
     if not runs:
@@ -366,13 +366,12 @@ def _flows_ready() -> Iterator[None]:
         from prefect import tags
 
         import flows.language_model  # noqa: F401 - heavy: imported while the server starts
-
         from flows.display import Display
-        from tasks import processes, tracking
+        from tasks import processes, tracking_database
         from tasks.progress import listening
 
         if api.own:
-            tracking.experiment_id()  # opens MLflow's database, also while the server starts
+            tracking_database.experiment_id()  # opens MLflow's database, also while the server starts
         with api.ready(), tags(processes.flow_run_tag()), Display() as display, listening(display.hear):
             yield
 
@@ -425,18 +424,18 @@ def _load(reference: str) -> "SavedModel":
     workspace.prepare_environment()
     from rnnlm_core.model import load_model
     from rnnlm_core.store import Handle
-    from tasks import tracking
+    from tasks import tracked_models, tracked_runs
 
     if reference.startswith("models:/"):
-        return load_model(tracking.model_files(reference))
-    found = tracking.find_model_run(reference)
+        return load_model(tracked_models.model_files(reference))
+    found = tracked_runs.find_model_run(reference)
     digest = found.tags.get("rnnlm.model_sha256", "")
     handle = Handle("model", digest)
     if digest and not workspace.store().fault(handle):
         return load_model(workspace.store().path(handle))
     if "rnnlm.model_uri" not in found.tags:
         raise DataError("this run has no model", f"{reference} ({found.status})", "run the training again")
-    return load_model(tracking.model_files(found.tags["rnnlm.model_uri"]))
+    return load_model(tracked_models.model_files(found.tags["rnnlm.model_uri"]))
 
 
 def main() -> None:

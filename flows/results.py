@@ -7,7 +7,8 @@ from flows.display import duration
 from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.published import SECTIONS, Published, Section
-from tasks.tracking import TRAINING_KEYS, TrackedRun, curve, finished_cells, parameter_text
+from tasks.tracked_runs import TrackedRun, curve, finished_cells
+from tasks.tracking import TRAINING_KEYS, parameter_text
 
 HEAD = """# Results
 

@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.language_model import language_model
 from rnnlm_core.presets import smoke as smoke_config
-from tasks import tracking
+from tasks import tracked_models, tracked_runs
 
 NUM_STAGES = 5 + 3 * 3 + 1
 
@@ -44,12 +44,12 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _cell_checks(cell: str, figures: dict[str, Any]) -> list[Check]:
     config = smoke_config()
-    run = tracking.find_model_run(figures["run_id"])
+    run = tracked_runs.find_model_run(figures["run_id"])
     vocabulary_size = int(run.metrics["vocabulary/size"])
-    curve = tracking.curve(figures["run_id"], "valid/perplexity")
+    curve = tracked_runs.curve(figures["run_id"], "valid/perplexity")
     (prefix,) = config.generate.prefixes
     sample = figures["samples"][0]
-    again = tracking.predict(
+    again = tracked_models.predict(
         run.tags["rnnlm.model_uri"],
         [prefix],
         length=config.generate.length,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.summary import figure
 from rnnlm_core.statistics import Statistics
-from tasks.tracking import TrackedRun
+from tasks.tracked_runs import TrackedRun
 from tasks.workspace import PROJECT
 
 NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs")

@@ -24,7 +24,7 @@ from prefect.transactions import IsolationLevel
 from pydantic import TypeAdapter
 
 from rnnlm_core.store import Handle
-from tasks import progress, tracking, workspace
+from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
 
 Result = TypeVar("Result")
@@ -223,7 +223,7 @@ def faults(result: Any) -> Iterator[str]:
         for item in dataclasses.fields(result):
             value = getattr(result, item.name)
             if item.name == "run_id":
-                if not tracking.run_exists(value):
+                if not tracked_runs.run_exists(value):
                     yield f"MLflow run {value} is gone"
             else:
                 yield from faults(value)

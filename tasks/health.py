@@ -31,6 +31,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     statistics,
     tokenize,
     tracking,
+    tracking_database,
     train,
     vocabulary,
     workspace,
@@ -45,7 +46,7 @@ def verify() -> Iterator[str]:
         if fault := store.fault(handle) or _page_fault(store.path(handle)):
             yield f"artifact {handle} {fault}: {store.path(handle)}"
     yield from _checkpoint_faults(store)
-    databases = [path for path in (tracking.local_database(), _prefect_database()) if path is not None]
+    databases = [path for path in (tracking_database.local_database(), _prefect_database()) if path is not None]
     damaged = [fault for path in databases for fault in _database_faults(path)]
     yield from damaged
     if not damaged:  # what the records name is looked up there

@@ -17,7 +17,7 @@ from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.train_process import Job, train_in_child
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracking, workspace
+from tasks import progress, tracked_models, tracking, workspace
 from tasks.caching import cache_key, stage
 from tasks.stopping import stop_requested
 from tasks.tracking import FlowRun
@@ -125,7 +125,7 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
     )
     tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
     example = opening(load_model(folder), store.open(corpus.handle), "train")
-    address = tracking.log_model(run_id, folder, trained.cell, example)
+    address = tracked_models.log_model(run_id, folder, trained.cell, example)
     crashpoint("model logged")
     tracking.set_tags(
         run_id,

@@ -7,12 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
-from homes import PROJECT, places, wait_until_alone, without_settings
+from homes import PROJECT, places, without_settings
 
 
 class Commands:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from commands import Commands
-from homes import SMALL, artifacts, wait_until_alone, what_is_wrong
+from homes import SMALL, artifacts, what_is_wrong
 
 
 @pytest.fixture(scope="session")

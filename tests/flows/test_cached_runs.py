@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from flows.language_model import language_model
-from tasks import tracking, workspace
+from tasks import tracked_runs, workspace
 from tasks.progress import News
+from tasks.tracking_database import client
 
 Run = Callable[..., dict[str, Any]]
 ALL = ["download", "tokenize", "statistics", "vocabulary", "corpus", "train", "evaluate", "generate", "compare"]
@@ -39,7 +40,7 @@ def test_a_second_run_repeats_nothing_and_says_the_same(run: Run, heard: list[Ne
     assert train_here == ["rnn"]
     assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
     assert second["parent_run_id"] != first["parent_run_id"]
-    tags = tracking.client().get_run(second["parent_run_id"]).data.tags
+    tags = client().get_run(second["parent_run_id"]).data.tags
     assert tags["rnnlm.child.rnn"] == first["cells"]["rnn"]["run_id"]
     assert tags["rnnlm.found_trained"] == "rnn"
 
@@ -89,7 +90,7 @@ def test_the_same_text_elsewhere_under_another_name_repeats_nothing(
     from_here = run()
     heard.clear()
     shutil.move(text, tmp_path / "moved.md")
-    parent = tracking.client().get_run(from_here["parent_run_id"])
+    parent = client().get_run(from_here["parent_run_id"])
     changes = {key: value for key, value in parent.data.params.items() if key not in ("corpus.name", "cells")}
     # MLflow shows True and False, which are typed true and false.
     changes = {key: value.lower() if value in ("True", "False") else value for key, value in changes.items()}
@@ -105,7 +106,7 @@ def test_the_same_model_from_another_training_has_figures_in_its_own_run(run: Ru
     assert train_here == ["rnn", "rnn"]
     one, other = (summary["cells"]["rnn"]["run_id"] for summary in (first, second))
     assert one != other
-    figures = [tracking.client().get_run(run_id).data.metrics["test/perplexity"] for run_id in (one, other)]
+    figures = [client().get_run(run_id).data.metrics["test/perplexity"] for run_id in (one, other)]
     assert figures[0] == figures[1] == second["cells"]["rnn"]["test_perplexity"]
 
 
@@ -148,20 +149,20 @@ def test_a_lost_model_is_trained_again_into_the_same_run(
     assert train_here == ["rnn", "rnn"]
     assert stages(heard) == {"train"}
     assert second["cells"]["rnn"]["run_id"] == first["cells"]["rnn"]["run_id"]
-    assert [step for step, _ in tracking.curve(first["cells"]["rnn"]["run_id"], "train/loss")] == [1, 2]
+    assert [step for step, _ in tracked_runs.curve(first["cells"]["rnn"]["run_id"], "train/loss")] == [1, 2]
 
 
 def test_a_deleted_mlflow_run_is_trained_again(run: Run, heard: list[News], train_here: list[str]) -> None:
     first = run()["cells"]["rnn"]
     heard.clear()
-    tracking.client().delete_run(first["run_id"])
+    client().delete_run(first["run_id"])
     second = run()["cells"]["rnn"]
     assert train_here == ["rnn", "rnn"]
     assert {news.warning.split(" is gone")[0] for news in heard if news.warning} == {f"MLflow run {first['run_id']}"}
     assert len([news for news in heard if news.warning]) == 1
     assert second["run_id"] != first["run_id"]
     assert second["test_perplexity"] == first["test_perplexity"]
-    run_of = tracking.client().get_run(second["run_id"])
+    run_of = client().get_run(second["run_id"])
     assert run_of.info.status == "FINISHED"
     assert run_of.data.metrics["perplexity"] == first["test_perplexity"]
 

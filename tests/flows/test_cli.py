@@ -25,8 +25,9 @@ from rnnlm_core.generate import continue_text
 from rnnlm_core.model import load_model
 from rnnlm_core.presets import run_config
 from rnnlm_core.store import Handle
-from tasks import tracking, workspace
+from tasks import workspace
 from tasks.download import download
+from tasks.tracking_database import client
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def test_generate_prints_the_continuation_and_nothing_else(
     rnnlm: Callable[..., Answer], trained: Any, reference: str
 ) -> None:
     run_id = trained.summary["cells"]["gru"]["run_id"]
-    address = tracking.client().get_run(run_id).data.tags["rnnlm.model_uri"]
+    address = client().get_run(run_id).data.tags["rnnlm.model_uri"]
     model = {"cell": "gru", "run id": run_id, "address": address}[reference]
     answer = rnnlm("generate", "--model", model, "--prefix", "the ", "--length", "10", "--temperature", "0.5")
     assert answer.code == 0, answer
@@ -341,7 +342,7 @@ SAMPLING = [
 @pytest.fixture
 def written(trained: Any) -> Callable[..., str]:
     """Return a function that lets the trained gru write without the command."""
-    digest = tracking.client().get_run(trained.summary["cells"]["gru"]["run_id"]).data.tags["rnnlm.model_sha256"]
+    digest = client().get_run(trained.summary["cells"]["gru"]["run_id"]).data.tags["rnnlm.model_sha256"]
     saved = load_model(workspace.store().path(Handle("model", digest)))
     return lambda prefix, **settings: continue_text(saved, prefix, GenerateConfig(length=60, **settings)).text
 

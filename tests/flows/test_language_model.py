@@ -17,9 +17,10 @@ from prefect.client.schemas.objects import TaskRun
 
 from flows.summary import PartlyDoneError
 from rnnlm_core.errors import ConfigError, DataError, ResourceError, Stopped, UsageError
-from tasks import progress, tracking
+from tasks import progress, tracked_models, tracked_runs
 from tasks import train as train_stage
 from tasks.progress import News
+from tasks.tracking_database import client
 
 Run_ = Callable[..., dict[str, Any]]
 CELLS = ("rnn", "gru", "lstm")
@@ -197,7 +198,7 @@ def test_one_failing_cell_leaves_the_others_and_only_it_is_trained_again(
     warnings = [news for news in heard if news.warning]
     assert [(news.stage, news.cell) for news in warnings] == [("train", "gru")]
     assert warnings[0].warning.startswith("failed: training of gru was killed")
-    statuses = {one.data.tags.get("rnnlm.cell", "parent"): one.info.status for one in all_runs(tracking.client())}
+    statuses = {one.data.tags.get("rnnlm.cell", "parent"): one.info.status for one in all_runs(client())}
     assert statuses == {"parent": "FAILED", "rnn": "FINISHED", "gru": "FAILED"}
 
     monkeypatch.setattr(train_stage, "train_in_child", works)
@@ -206,7 +207,7 @@ def test_one_failing_cell_leaves_the_others_and_only_it_is_trained_again(
     assert train_here == ["gru"]
     assert {cell: figures["cached"] for cell, figures in again["cells"].items()} == {"rnn": True, "gru": False}
     assert again["cells"]["rnn"]["run_id"] == summary["cells"]["rnn"]["run_id"]
-    assert [one.info.status for one in all_runs(tracking.client())].count("FAILED") == 1  # the first parent
+    assert [one.info.status for one in all_runs(client())].count("FAILED") == 1  # the first parent
 
 
 def test_when_every_cell_fails_the_first_reason_is_raised(
@@ -218,7 +219,7 @@ def test_when_every_cell_fails_the_first_reason_is_raised(
     monkeypatch.setattr(train_stage, "train_in_child", fail)
     with pytest.raises(ResourceError, match=r"out of memory: (rnn|gru): lower train.batch_size"):
         run(("rnn", "gru"))
-    assert {one.info.status for one in all_runs(tracking.client())} == {"FAILED"}
+    assert {one.info.status for one in all_runs(client())} == {"FAILED"}
 
 
 def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
@@ -232,19 +233,19 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_not_been(
 
     with progress.listening(stop_after_two), pytest.raises(Stopped, match="in epoch 3: run the same command again"):
         run(train__epochs=4)
-    (interrupted,) = [one for one in all_runs(tracking.client()) if one.data.tags["rnnlm.kind"] == "cell"]
+    (interrupted,) = [one for one in all_runs(client()) if one.data.tags["rnnlm.kind"] == "cell"]
     assert interrupted.info.status == "KILLED"
-    assert {one.info.status for one in all_runs(tracking.client())} == {"KILLED"}
+    assert {one.info.status for one in all_runs(client())} == {"KILLED"}
 
     heard.clear()
     resumed = run(train__epochs=4)["cells"]["rnn"]
     assert resumed["run_id"] == interrupted.info.run_id
-    assert [step for step, _ in tracking.curve(resumed["run_id"], "train/loss")] == [1, 2, 3, 4]
-    assert tracking.client().get_run(resumed["run_id"]).info.status == "FINISHED"
-    curve = tracking.curve(resumed["run_id"], "train/loss")
+    assert [step for step, _ in tracked_runs.curve(resumed["run_id"], "train/loss")] == [1, 2, 3, 4]
+    assert client().get_run(resumed["run_id"]).info.status == "FINISHED"
+    curve = tracked_runs.curve(resumed["run_id"], "train/loss")
     with at_home(tmp_path / "undisturbed"):
         whole = run(train__epochs=4)["cells"]["rnn"]
-        assert tracking.curve(whole["run_id"], "train/loss") == curve
+        assert tracked_runs.curve(whole["run_id"], "train/loss") == curve
     assert resumed["samples"] == whole["samples"]
     assert resumed["test_perplexity"] == whole["test_perplexity"]
 
@@ -270,7 +271,7 @@ def test_a_mistake_is_told_before_anything_is_tracked(
     with pytest.raises(error) as caught:
         run(**changes)
     assert message in str(caught.value)
-    assert all_runs(tracking.client()) == []
+    assert all_runs(client()) == []
     assert not (home / "artifacts" / "store").exists()
 
 
@@ -281,14 +282,14 @@ def test_without_held_out_text_the_training_figures_stand_alone(run: Run_) -> No
     assert figures["test_perplexity"] is None
     assert figures["train_perplexity"] > 1
     assert summary["best_cell"] == "rnn"
-    assert "valid/perplexity" not in tracking.client().get_run(figures["run_id"]).data.metrics
+    assert "valid/perplexity" not in client().get_run(figures["run_id"]).data.metrics
 
 
 def test_words_and_lines_are_told_with_what_the_vocabulary_lacks(run: Run_, text: Path) -> None:
     # Of a vocabulary this small no exponent can be told.
     text.write_text("a b\nb a\n" * 900 + "a c\n" * 200)
     summary = run(tokenizer__level="word", tokenizer__eos="line", generate__prefixes=["a b"])
-    parent = tracking.client().get_run(summary["parent_run_id"]).data
+    parent = client().get_run(summary["parent_run_id"]).data
     assert parent.tags["rnnlm.eos"] == "line"
     assert parent.metrics["text/unigram_types"] == 4
     assert "text/unigram_zipf_exponent" not in parent.metrics
@@ -304,13 +305,14 @@ def test_byte_pairs_go_the_whole_way(run: Run_, text: Path) -> None:
     assert sample.startswith("the ")
     assert len(sample) > len("the ") + 10  # tokens of more than one character
     assert math.log2(figures["test_perplexity"]) > figures["bits_per_char"] > 0
-    parent = tracking.client().get_run(summary["parent_run_id"]).data
-    child = tracking.client().get_run(figures["run_id"]).data
+    parent = client().get_run(summary["parent_run_id"]).data
+    child = client().get_run(figures["run_id"]).data
     assert parent.metrics["vocabulary/size"] in (280, 281)
     assert parent.metrics["corpus/test_oov_rate"] == 0
     assert parent.metrics["text/tokens_counted"] == parent.metrics["corpus/train_tokens"] < 4800
     assert child.params["tokenizer.bpe_size"] == "280"
-    assert tracking.predict(child.tags["rnnlm.model_uri"], ["the "], length=10, temperature=0.5, seed=0) == [sample]
+    again = tracked_models.predict(child.tags["rnnlm.model_uri"], ["the "], length=10, temperature=0.5, seed=0)
+    assert again == [sample]
 
 
 def test_a_text_too_short_for_its_splits_is_refused_with_the_minimum(run: Run_, text: Path) -> None:

@@ -17,6 +17,7 @@ from rnnlm_core.presets import run_config
 from rnnlm_core.published import SECTIONS, Published, Section
 from tasks import tracking
 from tasks.tracking import FlowRun, parameter_text
+from tasks.tracking_database import client
 
 Train = Callable[..., str]
 FIGURES = {
@@ -56,7 +57,7 @@ def train(home: Path) -> Train:
         flow = FlowRun("parent", row.preset, config.corpus.name, told, "flow-run")
         with tracking.child_run(flow, row.cell, f"key-{next(keys)}", {}) as run_id:
             epochs = [Metric("perf/epoch_seconds", 65.0, 0, step) for step in (1, 2)]
-            tracking.client().log_batch(run_id, metrics=epochs)
+            client().log_batch(run_id, metrics=epochs)
             tracking.log_metrics(run_id, dict(figures))
         return run_id
 
@@ -85,7 +86,7 @@ def test_without_runs_every_row_is_a_command_to_type(home: Path) -> None:
 @pytest.mark.usefixtures("page")
 def test_a_row_is_filled_from_the_finished_run_of_its_settings(train: Train) -> None:
     run_id = train(ROW, {"train.seed": 0})
-    started = tracking.client().get_run(run_id).info.start_time / 1000
+    started = client().get_run(run_id).info.start_time / 1000
     text = results_page()
     date = f"{datetime.fromtimestamp(started, UTC):%Y-%m-%d}"
     about = ["`d2l-time-machine --cells gru`", "0", date, "2m10s", f"`{run_id}`"]
@@ -135,15 +136,15 @@ def test_a_run_of_another_cell_or_preset_fills_no_row(train: Train) -> None:
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_an_unfinished_run_fills_no_row(train: Train, status: str) -> None:
     run_id = train(ROW)
-    tracking.client().update_run(run_id, status=status)
+    client().update_run(run_id, status=status)
     assert rows(results_page()) == []
-    tracking.client().update_run(run_id, status="FINISHED")
+    client().update_run(run_id, status="FINISHED")
     assert len(rows(results_page())) == 1
 
 
 @pytest.mark.usefixtures("page")
 def test_a_deleted_run_fills_no_row(train: Train) -> None:
-    tracking.client().delete_run(train(ROW))
+    client().delete_run(train(ROW))
     assert rows(results_page()) == []
 
 

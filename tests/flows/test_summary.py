@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows import cli, tables
 from flows.summary import CellSummary, PartlyDoneError, RunSummary, figure, markdown_table
-from tasks.tracking import TrackedRun
+from tasks.tracked_runs import TrackedRun
 
 GRU = CellSummary("run-g", 5.25, 6.5, 7.125, 2.8328, 12345.6, 4711, 3, False, ("the end",))
 RNN = CellSummary("run-r", 123456.789, None, None, 3.0, 99.4, 12, 1, True, ("the ",))

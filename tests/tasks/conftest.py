@@ -19,7 +19,7 @@ from rnnlm_core.store import Store
 from rnnlm_core.train import train as train_core
 from rnnlm_core.train_process import Job
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracking, workspace
+from tasks import progress, tracking, tracking_database, workspace
 from tasks import train as train_stage
 from tasks.corpus import corpus
 from tasks.download import download
@@ -39,7 +39,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, made once because its migrations take seconds."""
     home = tmp_path_factory.mktemp("template")
     with mock.patch.dict(os.environ, RNNLM_HOME=str(home)):
-        tracking.client()
+        tracking_database.client()
     return home / "mlflow.db"
 
 

@@ -25,6 +25,7 @@ from tasks.progress import News
 from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
+from tasks.tracking_database import client
 from tasks.train import TrackedTraining, train
 from tasks.vocabulary import vocabulary
 
@@ -241,7 +242,7 @@ def test_a_record_whose_run_is_gone_does_not_count(
         run_id = flow.parent_run_id
     record = serializer.dumps(Samples((), run_id))
     assert serializer.loads(record) == Samples((), run_id)
-    tracking.client().delete_run(run_id)
+    client().delete_run(run_id)
     with pytest.raises(NotWhole, match=f"MLflow run {run_id} is gone"):
         serializer.loads(record)
     assert [news.warning for news in heard] == [f"MLflow run {run_id} is gone: doing it again (Samples)"]

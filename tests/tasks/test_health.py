@@ -13,9 +13,10 @@ from rnnlm_core import store as store_module
 from rnnlm_core.checkpoint import Checkpoints, Snapshot, pending
 from rnnlm_core.model import WEIGHTS
 from rnnlm_core.store import Handle
-from tasks import caching, health, tracking, workspace
+from tasks import caching, health, tracked_models, tracking, workspace
 from tasks.caching import VerifiedSerializer
 from tasks.stopping import stop_requested
+from tasks.tracking_database import client
 from tasks.train import TrackedTraining
 
 
@@ -75,7 +76,7 @@ def test_a_flipped_bit_of_any_artifact_is_found_and_the_artifact_removed(kind: s
 
 
 def test_a_run_that_is_gone_is_missed_by_its_record(trained: TrackedTraining) -> None:
-    tracking.client().delete_run(trained.run_id)
+    client().delete_run(trained.run_id)
     (fault,) = health.verify()
     assert fault == f"record train-abc: MLflow run {trained.run_id} is gone"
     assert list(health.repair()) == [f"removed record train-abc: MLflow run {trained.run_id} is gone"]
@@ -96,9 +97,9 @@ def test_a_model_that_changed_in_mlflow_is_found_and_not_loaded(trained: Tracked
     flip(folder / WEIGHTS, 9999)
     (fault,) = health.verify()
     assert fault == f"model logged in MLflow has a damaged {WEIGHTS}: {folder}"
-    uri = tracking.client().get_run(trained.run_id).data.tags["rnnlm.model_uri"]
+    uri = client().get_run(trained.run_id).data.tags["rnnlm.model_uri"]
     with pytest.raises(Exception, match=f"the model has a damaged {WEIGHTS}"):
-        tracking.predict(uri, ["the "], length=3)
+        tracked_models.predict(uri, ["the "], length=3)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,6 @@ def test_a_run_of_a_dead_process_is_closed(home: Path) -> None:
     dead = {"rnnlm.pid": "999999999", "rnnlm.started": "1.00"}
     run_id = tracking._create("left behind", dead, {})
     assert list(health.tidy()) == [f"closed MLflow run {run_id}, whose process is gone"]
-    assert tracking.client().get_run(run_id).info.status == "KILLED"
+    assert client().get_run(run_id).info.status == "KILLED"
     assert list(health.tidy()) == []
     assert os.getpid() != 999999999

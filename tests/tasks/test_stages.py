@@ -13,7 +13,7 @@ from rnnlm_core.config import EvaluateConfig, GenerateConfig, TokenizerConfig
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import DataError, IntegrityError, NetworkError
 from rnnlm_core.store import Store
-from tasks import tracking, workspace
+from tasks import workspace
 from tasks.compare import compare
 from tasks.corpus import corpus
 from tasks.download import _outside_world, download
@@ -23,6 +23,7 @@ from tasks.progress import News
 from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
+from tasks.tracking_database import client
 from tasks.train import TrackedTraining, train
 from tasks.vocabulary import vocabulary
 
@@ -134,7 +135,7 @@ def test_the_token_limit_shortens_training_only(home: Path, text: Path) -> None:
 def test_evaluate_logs_its_figures_under_the_split_and_as_perplexity(built: Any, trained: TrackedTraining) -> None:
     for split in ("valid", "test"):
         done: TrackedEvaluation = evaluate.fn("gru", trained, built.corpus, EvaluateConfig(split=split))
-        run = tracking.client().get_run(trained.run_id)
+        run = client().get_run(trained.run_id)
         assert done.run_id == trained.run_id
         assert run.data.metrics[f"{split}/perplexity"] == run.data.metrics["perplexity"] == done.evaluated.perplexity
         assert math.isclose(run.data.metrics[f"{split}/loss"], math.log(done.evaluated.perplexity))
@@ -147,7 +148,7 @@ def test_generate_logs_each_sample_under_its_prefix(built: Any, trained: Tracked
     done: Samples = generate.fn("gru", trained, built.corpus, EvaluateConfig(), GREEDY)
     assert [sample.prefix for sample in done.samples] == ["the time ", "we "]
     assert [len(sample.text) for sample in done.samples] == [14, 8]
-    logged = Path(tracking.client().download_artifacts(trained.run_id, "samples.txt")).read_text()
+    logged = Path(client().download_artifacts(trained.run_id, "samples.txt")).read_text()
     assert logged == "\n\n".join(f"[{sample.prefix}]\n{sample.text}" for sample in done.samples) + "\n"
 
 

@@ -1,12 +1,10 @@
 """MLflow is told everything once, and never left believing that something dead still runs."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,14 @@ import pytest
 from mlflow.entities import Run
 
 from rnnlm_core.config import EvaluateConfig, TrainConfig
-from rnnlm_core.errors import DataError, IntegrityError, Stopped, UsageError
+from rnnlm_core.errors import DataError, Stopped
 from rnnlm_core.train import Epoch
 from tasks import tracking
 from tasks.corpus import Corpus
 from tasks.evaluate import evaluate
+from tasks.tracked_runs import curve
 from tasks.tracking import FlowRun
+from tasks.tracking_database import client
 from tasks.train import TrackedTraining
 
 EPOCH_METRICS = {
@@ -36,11 +36,11 @@ PARAMETERS = {"model.hidden_size": 8, "cells": ("rnn", "gru"), "corpus.name": "x
 
 
 def read(run_id: str) -> Run:
-    return tracking.client().get_run(run_id)
+    return client().get_run(run_id)
 
 
 def steps(run_id: str, metric: str) -> list[int]:
-    return [step for step, _ in tracking.curve(run_id, metric)]
+    return [step for step, _ in curve(run_id, metric)]
 
 
 def open_parent() -> Any:
@@ -195,7 +195,7 @@ def test_epochs_already_logged_are_not_logged_again(parent: FlowRun) -> None:
             log.add(epoch(number))
         log.flush()
     assert steps(parent.parent_run_id, "train/loss") == [1, 2, 3, 4]
-    assert tracking.curve(parent.parent_run_id, "train/loss") == [(n, 3.0 / n) for n in (1, 2, 3, 4)]
+    assert curve(parent.parent_run_id, "train/loss") == [(n, 3.0 / n) for n in (1, 2, 3, 4)]
 
 
 def test_without_validation_split_there_are_no_validation_metrics(parent: FlowRun) -> None:
@@ -256,195 +256,11 @@ def test_a_run_of_another_machine_is_left_alone(home: Path) -> None:
     assert read(run_id).info.status == "RUNNING"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database at all", b"SQLite format 3\0" + b"\xff" * 4096])
-def test_a_file_that_is_no_database_is_named_and_kept(bare_home: Path, content: bytes) -> None:
-    path = bare_home / "mlflow.db"
-    path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an MLflow database") as caught:
-        tracking.client()
-    assert str(path) in str(caught.value)
-    assert "restore it, or move it away to start anew" in str(caught.value)
-    assert path.read_bytes() == content
-
-
-def test_a_database_of_another_program_is_refused(bare_home: Path) -> None:
-    import sqlite3
-
-    path = bare_home / "mlflow.db"
-    database = sqlite3.connect(path)
-    database.execute("CREATE TABLE other (x)")
-    database.commit()
-    database.close()
-    with pytest.raises(IntegrityError, match="no such table: experiments"):
-        tracking.client()
-
-
-def test_two_processes_that_create_the_database_at_once_both_have_it(bare_home: Path) -> None:
-    ask = (
-        "from tasks import workspace; workspace.prepare_environment(); from tasks import tracking;"
-        "print(tracking.experiment_id()); tracking._create('mine', {}, {})"
-    )
-    project = Path(tracking.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(project)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", ask], env=environment, text=True, cwd=bare_home,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]  # fmt: skip
-    answers = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    assert answers[0][0] == answers[1][0] != ""
-    experiment = tracking.experiment_id()
-    assert len(tracking.client().search_runs([experiment])) == 2
-    assert [path.name for path in bare_home.glob(".mlflow.db*")] == []
-
-
-def test_an_address_without_scheme_is_refused(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns/mine.db")
-    with pytest.raises(UsageError, match=r"`MLFLOW_TRACKING_URI` must be an address .*: mlruns/mine.db: correct"):
-        tracking.client()
-    assert list(bare_home.rglob("*.db")) == []
-
-
-def test_another_tracking_address_is_used_as_it_is(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "mlflow.db").rename(tmp_path / "elsewhere.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
-    with open_parent() as flow:
-        assert tracking.run_exists(flow.parent_run_id)
-    assert not (home / "mlflow.db").exists()
-
-
-def test_a_model_reference_is_a_run_id_or_a_cell_of_the_last_run(home: Path) -> None:
-    ids = []
-    for key in ("key-1", "key-2"):
-        with open_parent() as flow, tracking.child_run(flow, "gru", key, {}) as run_id:
-            tracking.link_children(flow, {"gru": run_id}, ["gru"])
-        ids.append(run_id)
-    assert tracking.find_model_run("gru").run_id == ids[1]
-    assert tracking.find_model_run(ids[0]).run_id == ids[0]
-    with pytest.raises(DataError, match="no trained model: lstm: train one first with `rnnlm run`"):
-        tracking.find_model_run("lstm")
-    with pytest.raises(DataError, match="no such model: nonsense: give a cell of the last run"):
-        tracking.find_model_run("nonsense")
-
-
-def test_tracked_cells_are_listed_newest_first_and_by_corpus(home: Path) -> None:
-    with open_parent() as flow:
-        for number, corpus in enumerate(["one", "two", "one"]):
-            with tracking.child_run(replace(flow, corpus=corpus), "gru", f"key-{number}", {}) as run_id:
-                tracking.log_metrics(run_id, {"perplexity": float(number)})
-    assert [run.metrics["perplexity"] for run in tracking.tracked_cells()] == [2, 1, 0]
-    assert [run.metrics["perplexity"] for run in tracking.tracked_cells("one")] == [2, 0]
-    assert [run.metrics["perplexity"] for run in tracking.tracked_cells(last=1)] == [2]
-    assert tracking.tracked_cells("it's nobody's") == []
-    assert {run.parameters["model.hidden_size"] for run in tracking.tracked_cells()} == {"8"}
-
-
-def test_finished_cells_are_those_of_one_preset_and_cell_newest_first(home: Path) -> None:
-    def train(key: str, cell: str, flow: FlowRun) -> str:
-        with tracking.child_run(flow, cell, key, {}) as run_id:
-            return run_id
-
-    with open_parent() as flow:
-        mine = [train("key-1", "gru", flow), train("key-2", "gru", flow)]
-        train("key-3", "lstm", flow)
-        train("key-4", "gru", replace(flow, preset="quickstart"))
-        with pytest.raises(RuntimeError, match="boom"), tracking.child_run(flow, "gru", "key-5", {}):
-            raise RuntimeError("boom")
-        with tracking.child_run(flow, "gru", "key-6", {}):  # still at work
-            found = tracking.finished_cells("smoke", "gru")
-    assert [run.run_id for run in found] == mine[::-1]
-    assert found[0].parameters["model.hidden_size"] == "8"
-    assert found[0].parameters["cell"] == "gru"
-    assert tracking.finished_cells("it's nobody's", "gru") == []
-
-
 def test_a_parameter_is_kept_as_it_is_typed() -> None:
     values = [0.5, 2.0, 1e-3, 20, "90/5/5", ("rnn", "gru"), ()]
     assert [tracking.parameter_text(value) for value in values] == [
         "0.5", "2.0", "0.001", "20", "90/5/5", "rnn,gru", "",
     ]  # fmt: skip
-
-
-LOAD = """
-import json, sys
-import mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
-def write(**parameters):
-    return model.predict(["the time ", "we listened"], params=parameters)
-drawn = [write(length=30, temperature=1.0, seed=seed) for seed in (5, 5, 6)]
-plain = write(length=30)
-likeliest = [write(length=30, temperature=1.0, top_k=1), write(length=30, temperature=1.0, top_p=1e-9)]
-print(json.dumps({
-    "greedy": write(length=7), "drawn": drawn, "prefect": "prefect" in sys.modules,
-    "plain": plain, "likeliest": likeliest, "penalized": write(length=30, repetition_penalty=50.0),
-    "parameters": {spec.name: spec.default for spec in model.metadata.signature.params},
-}))
-"""
-
-
-def test_mlflow_alone_loads_the_model_elsewhere_without_pickle_and_lets_it_write(
-    parent: FlowRun, train_cell: Callable[..., TrackedTraining], tmp_path: Path
-) -> None:
-    trained = train_cell("gru", parent)
-    address = read(trained.run_id).data.tags["rnnlm.model_uri"]
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RNNLM_", "PYTHON"))}
-    environment |= {
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, address],
-        env=environment, cwd=elsewhere, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    written = json.loads(done.stdout.splitlines()[-1])
-    first, second = written["greedy"]
-    assert first.startswith("the time ")
-    assert len(first) == len("the time ") + 7
-    assert second.startswith("we listened")
-    assert len(second) == len("we listened") + 7
-    same, again, other = written["drawn"]
-    assert same == again != other
-    assert [len(text) for text in same] == [39, 41]
-    assert written["likeliest"] == [written["plain"]] * 2
-    assert written["penalized"] != written["plain"]
-    assert written["parameters"] == {
-        "length": 200, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0,
-    }  # fmt: skip
-    assert written["prefect"] is False
-    assert list((tmp_path / "home").rglob("*.pkl")) == []
-
-
-def test_the_model_lies_in_the_experiment_of_its_run_and_at_home(
-    parent: FlowRun,
-    train_cell: Callable[..., TrackedTraining],
-    home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    run = read(train_cell("rnn", parent).run_id)
-    model = tracking.client().get_logged_model(run.data.tags["rnnlm.model_uri"].removeprefix("models:/"))
-    assert model.experiment_id == run.info.experiment_id == tracking.experiment_id()
-    assert model.source_run_id == run.info.run_id
-    assert model.tags["cell"] == "rnn"
-    assert str(model.status) == "READY"
-    assert model.artifact_location.startswith((home / "artifacts" / "mlflow").as_uri())
-    assert list(elsewhere.iterdir()) == []
-
-
-def test_the_run_of_a_cell_keeps_its_vocabulary(parent: FlowRun, train_cell: Callable[..., TrackedTraining]) -> None:
-    trained = train_cell("rnn", parent)
-    names = [item.path for item in tracking.client().list_artifacts(trained.run_id)]
-    assert "vocabulary.json" in names
-    assert tracking.predict(
-        read(trained.run_id).data.tags["rnnlm.model_uri"], ["the "], length=3, temperature=0.0, seed=0
-    )[0].startswith("the ")
 
 
 def test_a_corpus_of_one_run_is_told_by_its_digest(

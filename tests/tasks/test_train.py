@@ -15,10 +15,11 @@ from rnnlm_core.errors import ResourceError, Stopped
 from rnnlm_core.store import Handle
 from rnnlm_core.train import Trained
 from rnnlm_core.train_process import Job
-from tasks import tracking
+from tasks import tracked_runs
 from tasks import train as train_stage
 from tasks.progress import News
 from tasks.tracking import FlowRun
+from tasks.tracking_database import client, experiment_id
 from tasks.train import TrackedTraining, stop_requested, train
 
 LONG = TrainConfig(epochs=100_000, batch_size=16, num_steps=16, device="cpu")
@@ -46,11 +47,12 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 
 def status(run_id: str) -> str:
-    return str(tracking.client().get_run(run_id).info.status)
+    return str(client().get_run(run_id).info.status)
 
 
 def child_of(flow: FlowRun) -> str:
-    (found,) = [run.run_id for run in tracking.tracked_cells() if run.tags["mlflow.parentRunId"] == flow.parent_run_id]
+    cells = tracked_runs.tracked_cells()
+    (found,) = [run.run_id for run in cells if run.tags["mlflow.parentRunId"] == flow.parent_run_id]
     return found
 
 
@@ -101,7 +103,7 @@ def test_a_child_that_is_killed_fails_its_run_with_the_signal(parent: FlowRun, b
         train.fn("rnn", built.corpus, built.vocabulary, train_model, LONG, parent)
     run_id = child_of(parent)
     assert status(run_id) == "FAILED"
-    assert [step for step, _ in tracking.curve(run_id, "train/loss")][:1] == [1]
+    assert [step for step, _ in tracked_runs.curve(run_id, "train/loss")][:1] == [1]
     assert trainings() == []
 
 
@@ -130,7 +132,7 @@ def test_a_training_that_waited_while_a_stop_came_does_not_start(
         train.fn("rnn", built.corpus, built.vocabulary, train_model, SHORT, parent)
     assert jobs == []
     assert trainings() == []
-    assert len(tracking.client().search_runs([tracking.experiment_id()])) == 1  # the parent
+    assert len(client().search_runs([experiment_id()])) == 1  # the parent
 
 
 def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,93 @@
+"""The runs there are: by cell, by preset, by reference."""
+
+from dataclasses import dataclass
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from rnnlm_core.errors import DataError
+from tasks.tracking_database import client, experiment_id, is_missing, unreachable
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as `rnnlm compare` and `--model` need it."""
+
+    run_id: str
+    status: str
+    started: float
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    parameters: dict[str, str]
+
+
+def newest(query: str) -> Run | None:
+    """Return the newest run that a query of MLflow finds."""
+    found = client().search_runs([experiment_id()], query, max_results=1, order_by=["attributes.start_time DESC"])
+    return found[0] if found else None
+
+
+def run_exists(run_id: str) -> bool:
+    """Say whether a run is there and not deleted."""
+    try:
+        return str(client().get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if is_missing(error):
+            return False
+        raise unreachable(error) from error
+
+
+def finished_cells(preset: str, cell: str) -> list[TrackedRun]:
+    """Return the finished trainings of one cell under a preset, newest first."""
+    query = (
+        f"attributes.status = 'FINISHED' AND tags.`rnnlm.kind` = 'cell' AND tags.`rnnlm.preset` = '{_quoted(preset)}' "
+        f"AND tags.`rnnlm.cell` = '{_quoted(cell)}'"
+    )
+    found = client().search_runs([experiment_id()], query, order_by=["attributes.start_time DESC"])
+    return [tracked(run) for run in found]
+
+
+def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:
+    """Return the newest cell runs, newest first."""
+    query = "tags.`rnnlm.kind` = 'cell'" + (f" AND tags.`rnnlm.corpus` = '{_quoted(corpus)}'" if corpus else "")
+    found = client().search_runs([experiment_id()], query, max_results=last, order_by=["attributes.start_time DESC"])
+    return [tracked(run) for run in found]
+
+
+def find_model_run(reference: str) -> TrackedRun:
+    """Return the run a model reference names: a cell name of the last run, or a run id."""
+    if reference in ("rnn", "gru", "lstm"):
+        query = f"tags.`rnnlm.kind` = 'pipeline' AND tags.`rnnlm.child.{reference}` != ''"
+        parent = newest(query)
+        if parent is None:
+            raise DataError("no trained model", reference, "train one first with `rnnlm run`")
+        reference = parent.data.tags[f"rnnlm.child.{reference}"]
+    try:
+        return tracked(client().get_run(reference))
+    except MlflowException as error:
+        if not is_missing(error):
+            raise unreachable(error) from error
+        raise DataError(
+            "no such model", reference, "give a cell of the last run (rnn, gru, lstm), a run id, or models:/NAME@ALIAS"
+        ) from error
+
+
+def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Return the (step, value) pairs of a metric."""
+    return [(m.step, m.value) for m in client().get_metric_history(run_id, metric)]
+
+
+def tracked(run: Run) -> TrackedRun:
+    """Return a run of MLflow as ours."""
+    return TrackedRun(
+        str(run.info.run_id),
+        run.info.status,
+        run.info.start_time / 1000,
+        dict(run.data.tags),
+        dict(run.data.metrics),
+        dict(run.data.params),
+    )
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "")
