@@ -6,6 +6,7 @@ Heavy imports wait inside the commands, so that help is instant and mistakes are
 import errno
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -440,6 +441,19 @@ def _load(reference: str) -> "SavedModel":
 
 def main() -> None:
     """Run the command line; every error a user can cause is one line and an exit code."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _: object) -> None:
+    """End as on Ctrl-C: what is under way closes its runs and keeps its checkpoints."""
+    _fail("terminated: run the same command again to go on", 128 + number)
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False)
     except RnnlmError as error:

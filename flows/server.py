@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 STARTUP_SECONDS = 120
+MOST_REVIVALS = 3
 
 
 @contextmanager
@@ -68,20 +69,13 @@ class OwnApi(Api):
     own = True
 
     def __init__(self) -> None:
-        # In a session of its own: Ctrl-C is for us, and the server must outlive what we still have to tell it.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.server"],  # -P: whatever lies in the current folder is not ours
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process, port = _start_server(0)
         # Registered before Prefect's own exit handlers, so it runs after them: their last events still arrive.
         atexit.register(self.stop)
-        assert self.process.stdout is not None
-        port = self.process.stdout.readline().strip()
         super().__init__(f"http://127.0.0.1:{port}/api")
+        self.port = port
         self.answered = False
+        self.stopping = threading.Event()
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -98,13 +92,24 @@ class OwnApi(Api):
                 )
             time.sleep(0.1)
         self.answered = True
+        threading.Thread(target=self._revive, daemon=True).start()
         with temporary_settings({PREFECT_API_URL: self.url}):
             yield
 
+    def _revive(self) -> None:
+        """Start the server again when it dies: Prefect's client asks again for longer than that takes."""
+        for _ in range(MOST_REVIVALS):
+            self.process.wait()
+            if self.stopping.is_set():
+                return
+            print("warning: Prefect's own server has died: starting it again …", file=sys.stderr)
+            _close_pipes(self.process)
+            self.process, _port = _start_server(self.port)
+
     def stop(self) -> None:
         """End the server and wait for it."""
+        self.stopping.set()
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.close()
         if not self.answered:
             self.process.kill()  # still importing: it has nothing to finish, and would not hear us
@@ -113,7 +118,27 @@ class OwnApi(Api):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()
+        _close_pipes(self.process)
+
+
+def _start_server(port: int) -> "tuple[subprocess.Popen[str], int]":
+    """Start a server on a port of this machine (0: any that is free); return it and its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "flows.server", str(port)],  # -P: whatever lies in the current folder is not ours
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for us, and the server must outlive what we still have to tell it
+    )
+    assert process.stdout is not None
+    return process, int(process.stdout.readline().strip() or 0)
+
+
+def _close_pipes(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
 
 
 def _healthy(url: str) -> bool:
@@ -139,7 +164,7 @@ def _turn_to_start() -> "FileLock":
 
 def main() -> None:
     """Be the server."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
     print(listener.getsockname()[1], flush=True)
     os.dup2(2, 1)
 

@@ -4,7 +4,10 @@
 by the next run, what a dead process left behind is ended in its name.
 """
 
+import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +22,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
 from rnnlm_core.checkpoint import Checkpoints, pending, unlisted
-from rnnlm_core.store import MANIFEST, Handle, Store, folder_fault
+from rnnlm_core.store import Handle, Store, folder_fault
 from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
     caching,
     compare,
@@ -51,9 +54,9 @@ def verify() -> Iterator[str]:
     yield from damaged
     if not damaged:  # what the records name is looked up there
         yield from (f"record {record.name}: {fault}" for record, fault in _record_faults())
-    for manifest in sorted((workspace.artifacts() / "mlflow").rglob(MANIFEST)):
-        if fault := folder_fault(manifest.parent, manifest.parent.name):
-            yield f"model logged in MLflow {fault}: {manifest.parent}"
+    for folder in _logged_models():
+        if fault := folder_fault(folder, folder.name):
+            yield f"model logged in MLflow {fault}: {folder}"
 
 
 def repair() -> Iterator[str]:
@@ -64,6 +67,11 @@ def repair() -> Iterator[str]:
         if fault := store.fault(handle):
             store.remove(handle)
             yield f"removed artifact {handle}, which {fault}: the next run makes it again"
+    for folder in _logged_models():
+        fault = folder_fault(folder, folder.name)
+        if fault and not store.fault(Handle("model", folder.name)):
+            _copy_model(store.path(Handle("model", folder.name)), folder)
+            yield f"replaced the model in MLflow, which {fault}, by the one in the store: {folder}"
     for record, fault in list(_record_faults()):
         record.unlink(missing_ok=True)
         yield f"removed record {record.name}: {fault}"
@@ -117,6 +125,19 @@ def _crash(flow_run_id: str) -> bool:
             return False
         api.set_flow_run_state(run.id, Crashed(message="Its process ended without a word."), force=True)
         return True
+
+
+def _logged_models() -> list[Path]:
+    """Return the folders in MLflow that are called by the digest of a model of ours."""
+    found = (workspace.artifacts() / "mlflow").rglob("*")
+    return sorted(path for path in found if re.fullmatch("[0-9a-f]{64}", path.name) and path.is_dir())
+
+
+def _copy_model(whole: Path, damaged: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=damaged.parent, prefix=".") as aside:
+        copy = shutil.copytree(whole, Path(aside) / "copy")
+        damaged.rename(Path(aside) / "damaged")
+        copy.rename(damaged)
 
 
 def _records() -> Path:

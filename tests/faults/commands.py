@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 from homes import PROJECT, places, without_settings
 
 
@@ -25,6 +26,7 @@ class Commands:
         self.server = subprocess.Popen([sys.executable, "-P", "-m", "flows.server"], env=nowhere, **pipes)
         port = self.server.stdout.readline().strip()
         api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+        httpx.get(f"{api['PREFECT_API_URL']}/health", timeout=240).raise_for_status()  # it listens before it answers
         zygote = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
         self.zygote = subprocess.Popen(zygote, env=nowhere | api, **pipes)
         assert self.zygote.stdout.readline() == "ready\n"

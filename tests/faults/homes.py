@@ -43,17 +43,18 @@ def without_settings() -> dict[str, str]:
 def wait_until_alone(home: Path) -> None:
     """Wait until no process lives that works for this home: what a killed command started ends by itself."""
     deadline = time.monotonic() + 120
-    while alive := [process.cmdline() for process in _processes_of(home)]:
+    while alive := [process.cmdline() for process in processes_of(home)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.1)
 
 
 def trainings_of(home: Path) -> list[psutil.Process]:
     """Return the processes that train in this home."""
-    return [process for process in _processes_of(home) if "rnnlm_core.train_process" in process.cmdline()]
+    return [process for process in processes_of(home) if "rnnlm_core.train_process" in process.cmdline()]
 
 
-def _processes_of(home: Path) -> Iterator[psutil.Process]:
+def processes_of(home: Path) -> Iterator[psutil.Process]:
+    """Yield the processes whose environment names this home."""
     for process in psutil.process_iter():
         try:
             arguments = process.cmdline()

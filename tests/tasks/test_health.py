@@ -1,5 +1,6 @@
 """`verify` finds whatever is wrong, `repair` mends what the next run makes again."""
 
+import json
 import os
 import shutil
 import time
@@ -15,15 +16,20 @@ from rnnlm_core.model import WEIGHTS
 from rnnlm_core.store import Handle
 from tasks import caching, health, tracked_models, tracking, workspace
 from tasks.caching import VerifiedSerializer
+from tasks.locking import KernelLocks
 from tasks.stopping import stop_requested
 from tasks.tracking_database import client
 from tasks.train import TrackedTraining
 
 
 @pytest.fixture(autouse=True)
-def _records_at_home(bare_home: Path) -> Iterator[None]:
-    """Prefect read its settings before this home was; and a flow that failed before leaves its wish to stop."""
+def _records_at_home(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Prefect read its settings before this home was; and a flow that failed before leaves its wish to stop.
+
+    There is no Prefect server here: what is asked of one is tested beside the flows.
+    """
     stop_requested.clear()
+    monkeypatch.setattr(health, "_dead_flow_runs", list)
     with temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: bare_home / "artifacts" / "results"}):
         yield
 
@@ -31,8 +37,6 @@ def _records_at_home(bare_home: Path) -> Iterator[None]:
 @pytest.fixture
 def trained(train_cell: Callable[..., TrackedTraining], parent: tracking.FlowRun) -> TrackedTraining:
     """A trained cell, with a record as Prefect writes it."""
-    import json
-
     done = train_cell("rnn", parent)
     metadata = {"serializer": {"type": caching.READER}, "storage_key": "x"}
     record = {"metadata": metadata, "result": VerifiedSerializer().dumps(done).decode()}
@@ -100,6 +104,16 @@ def test_a_model_that_changed_in_mlflow_is_found_and_not_loaded(trained: Tracked
     uri = client().get_run(trained.run_id).data.tags["rnnlm.model_uri"]
     with pytest.raises(Exception, match=f"the model has a damaged {WEIGHTS}"):
         tracked_models.predict(uri, ["the "], length=3)
+    (done,) = health.repair()
+    assert done.startswith(f"replaced the model in MLflow, which has a damaged {WEIGHTS}, by the one in the store")
+    assert list(health.verify()) == []
+    assert tracked_models.predict(uri, ["the "], length=3)[0].startswith("the ")
+
+
+def test_a_model_in_mlflow_that_lost_its_manifest_is_found(trained: TrackedTraining, home: Path) -> None:
+    (model_in_mlflow(home) / "manifest.json").unlink()
+    (fault,) = health.verify()
+    assert fault.startswith("model logged in MLflow is missing: ")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,21 @@ def test_the_checkpoints_of_a_training_on_record_are_cleared_and_others_kept(tra
     kept, faults = Checkpoints(workspace.store(), "train-def").load()
     assert kept is not None
     assert faults == []
+
+
+def test_checkpoints_on_no_list_are_removed_unless_their_training_is_under_way(home: Path) -> None:
+    for key in ("train-abc", "train-def"):
+        checkpoints(key)
+        Checkpoints(workspace.store(), key).pointer.unlink()
+    assert len(list(workspace.store().handles("checkpoint"))) == 4
+    locks = KernelLocks()
+    locks.acquire_lock("train-def", "me")
+    health.clear_checkpoints()
+    left = [workspace.store().path(handle) / "state.json" for handle in workspace.store().handles("checkpoint")]
+    assert [json.loads(path.read_text())["key"] for path in left] == ["train-def"] * 2
+    locks.release_lock("train-def", "me")
+    health.clear_checkpoints()
+    assert list(workspace.store().handles("checkpoint")) == []
 
 
 def test_a_checkpoint_that_is_missing_or_damaged_is_found(home: Path) -> None:
