@@ -115,24 +115,23 @@ def rows(database: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return connection.execute(query, values).fetchall()
 
 
-def records_that_count(home: Path) -> int:
-    """Return how many stages a next run need not do: their record is there, and all that it names."""
+def stages_that_count(home: Path) -> set[str]:
+    """Return the stages that a next run need not do: their record is there, and all that it names."""
     runs: set[str] = set()
-    if (home / "mlflow.db").exists() and rows(home / "mlflow.db", "SELECT 1 FROM sqlite_master WHERE name = 'runs'"):
-        runs = {
-            row[0] for row in rows(home / "mlflow.db", "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")
-        }
-    count = 0
+    if (home / "mlflow.db").exists():
+        active = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'"
+        runs = {run for (run,) in rows(home / "mlflow.db", active)}
+    stages = set()
     for record in (home / "artifacts" / "results").glob("*-*"):
         try:
-            result = json.loads(json.loads(record.read_bytes())["result"])
-        except (ValueError, KeyError):
+            named = list(_named(json.loads(json.loads(record.read_bytes())["result"])["value"]))
+        except (ValueError, KeyError):  # damaged, or the record of a failure
             continue
-        if "value" in result:
-            named = list(_named(result["value"]))
-            handles = [store_of(home) / kind / name for kind, name in named if kind != "run"]
-            count += all(map(is_whole, handles)) and all(name in runs for kind, name in named if kind == "run")
-    return count
+        folders = [store_of(home) / kind / name for kind, name in named if kind != "run"]
+        if all(map(is_whole, folders)) and all(name in runs for kind, name in named if kind == "run"):
+            stages.add(record.name.partition("-")[0])
+    # What is compared are runs: new ones are compared anew.
+    return stages if "train" in stages else stages - {"compare"}
 
 
 def _named(value: Any) -> Iterator[tuple[str, str]]:
