@@ -465,7 +465,8 @@ def _main() -> None:
             _fail(f"error: {message}" if message else "", getattr(error, "exit_code", 2))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             _debug()
-            _fail(f"error: cannot write: {error.filename or error.strerror}: free some space, or set RNNLM_HOME", 5)
+            rule = "cannot write" if error.errno == errno.EROFS else "no space left"
+            _fail(f"error: {rule}: {error.filename or error.strerror}: free some space, or set RNNLM_HOME", 5)
         raise
     if code == INTERRUPTED:
         _fail("interrupted: run the same command again to go on", INTERRUPTED)

@@ -5,6 +5,7 @@ manifest is the artifact's name. It appears complete, by one rename, and is veri
 store knows nothing of what the files mean, nor of who asks.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,7 @@ from rnnlm_core.errors import IntegrityError, ResourceError
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"
 UNFINISHED = ".tmp"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ABANDONED_SECONDS = 60.0
 """Younger drafts are left alone: their owner may not have locked them yet."""
 
@@ -203,6 +205,13 @@ class Store:
         crashpoint(f"drafted:{kind}")
         try:
             yield Draft(self, kind, folder)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            free = shutil.disk_usage(parent).free
+            value = f"{parent} had {written + free:,} bytes free, the {kind} needs more"
+            raise ResourceError("no space left", value, "free some space") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)

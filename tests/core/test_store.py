@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -264,3 +265,16 @@ def test_a_full_disk_is_told_with_the_bytes_needed(store: Store, monkeypatch: py
         write_atomically(path, b"x" * 11)
     assert list(store.root.iterdir()) == []
     write_atomically(path, b"x" * 10)
+
+
+def test_a_disk_that_fills_up_while_a_draft_is_written_is_named_with_the_room_there_was(store: Store) -> None:
+    with pytest.raises(ResourceError, match=r"no space left: .*/corpus had [\d,]+ bytes free, the corpus needs more"):  # noqa: SIM117
+        with store.draft("corpus") as draft:
+            (draft.folder / "train.parquet").write_bytes(b"x" * 1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(store.root.rglob("*.parquet")) == []
+
+
+def test_another_error_of_the_disk_is_not_taken_for_a_full_one(store: Store) -> None:
+    with pytest.raises(OSError, match="Input/output error"), store.draft("corpus"):
+        raise OSError(errno.EIO, "Input/output error")

@@ -1,23 +1,21 @@
 """The `rnnlm` command as people run it: real processes in a fresh home."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from homes import COMMAND, PROJECT, processes_of, without_settings
 from mlflow import MlflowClient
 
-import flows.cli
+from rnnlm_core.checkpoint import Checkpoints, pending
+from rnnlm_core.store import Store
 
-PROJECT = Path(flows.cli.__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-COMMAND = [sys.executable, "-c", "import sys; from flows.cli import main; sys.argv[0] = 'rnnlm'; main()"]
 SMALL = [
     "--preset", "smoke", "--cells", "rnn",
     "--set", "model.hidden_size=16", "--set", "corpus.max_tokens=8000", "--set", "train.device=cpu",
@@ -25,9 +23,12 @@ SMALL = [
 
 
 def environment(home: Path) -> dict[str, str]:
-    ours = ("RNNLM_", "MLFLOW_", "PREFECT_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, "RNNLM_HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "PYTHONPATH": str(PROJECT)}
+    return {
+        **without_settings(),
+        "RNNLM_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PYTHONPATH": str(PROJECT),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +65,6 @@ def first(rnnlm: Command, home: Path) -> dict[str, Any]:
     return {**written, "stdout": done.stdout, "stderr": done.stderr}
 
 
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Return the processes whose environment names this home."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RNNLM_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def statuses(client: MlflowClient) -> set[str]:
     """Return how the tracked runs ended."""
     experiment = client.get_experiment_by_name("rnnlm")
@@ -90,7 +79,7 @@ def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any]
     assert "train rnn      epoch 2/2" in first["stderr"]
     assert "9 stages done, 0 cached" in first["stdout"]
     assert (home / "mlflow.db").exists()
-    assert processes_of(home) == []
+    assert list(processes_of(home)) == []
 
 
 def test_nothing_is_written_outside_the_home(first: dict[str, Any], home: Path, elsewhere: Path) -> None:
@@ -144,7 +133,16 @@ def test_compare_lists_the_run_once(first: dict[str, Any], rnnlm: Command) -> No
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_leaves_nothing_running_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted: run the same command again to go on"),
+        (signal.SIGTERM, 143, "terminated: run the same command again to go on"),
+    ],
+)
+def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
+    number: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     command = [*COMMAND, "run", *SMALL, "--set", "train.epochs=60", "--json", str(home / "out.json")]
@@ -156,16 +154,26 @@ def test_an_interrupted_training_leaves_nothing_running_and_the_same_command_goe
     for line in process.stderr:
         seen.append(line)
         if line.startswith("train rnn      epoch 12/"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
+    stopped = time.time()
     out, rest = process.communicate(timeout=120)
-    assert process.returncode == 130, "".join(seen) + rest
+    assert process.returncode == code, "".join(seen) + rest
     assert out == ""
     assert "Traceback" not in rest
-    assert rest.splitlines()[-1] == "interrupted: run the same command again to go on"
-    assert processes_of(home) == []
+    assert rest.splitlines()[-1] == said
+    assert list(processes_of(home)) == []
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     assert statuses(client) == {"KILLED"}
+    # Only the stop has written a checkpoint: the clock's comes after 30 seconds.
+    (key,) = pending(store := Store(home / "artifacts" / "store"))
+    snapshot, faults = Checkpoints(store, key).load()
+    assert snapshot is not None
+    assert faults == []
+    epochs = len(snapshot.facts["history"])
+    assert epochs >= 12
+    saved = Checkpoints(store, key).pointer.stat().st_mtime
+    print(f"{number.name}: checkpoint after {saved - stopped:.1f} s, end after {time.time() - stopped:.1f} s")
 
     done = subprocess.run(
         command, env=environment(home), cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
@@ -175,32 +183,13 @@ def test_an_interrupted_training_leaves_nothing_running_and_the_same_command_goe
     assert experiment is not None
     (cell,) = [run for run in client.search_runs([experiment.experiment_id]) if "rnnlm.cell" in run.data.tags]
     assert cell.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(cell.info.run_id, "train/loss")]
-    assert steps == list(range(1, 61))
+    history = client.get_metric_history(cell.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 61))
+    assert [metric.value for metric in history][:epochs] == [epoch["train_loss"] for epoch in snapshot.facts["history"]]
     written = json.loads((home / "out.json").read_text())
     assert written["tasks"] == {"executed": 4, "cached": 5}
     assert written["cells"]["rnn"]["epochs"] == 60
-    assert processes_of(home) == []
-
-
-@pytest.mark.slow
-def test_a_terminated_run_closes_its_runs_and_leaves_no_process(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    process = subprocess.Popen(
-        [*COMMAND, "run", *SMALL, "--set", "train.epochs=100000"],
-        env=environment(home), cwd=tmp_path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("corpus"):
-            break
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode in (143, -signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes_of(home), timeout=60)
-    assert alive == []
-    assert statuses(MlflowClient(f"sqlite:///{home / 'mlflow.db'}")) == {"KILLED"}
+    assert list(processes_of(home)) == []
 
 
 @pytest.mark.slow
