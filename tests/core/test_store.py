@@ -190,7 +190,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
