@@ -502,14 +502,14 @@ def main() -> None:
 
 def _usage_message(error: Any) -> str:
     """Return what Typer says of a mistake, on one line; of an unknown option, what may have been meant."""
-    if not hasattr(error, "option_name"):
+    if not hasattr(error, "possibilities") or not hasattr(error, "option_name"):
         return one_line(error.format_message())
     from rnnlm_core.config import close_keys
 
-    options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")] + ["--help"]
+    options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")]
     keys = close_keys(error.option_name.lstrip("-")) if "--set" in options else []
-    meant = suggestion(error.option_name, options)
-    if keys and not meant.startswith("did you mean"):
+    meant = suggestion(error.option_name, [*options, "--help"])
+    if keys and not suggestion(error.option_name, options).startswith("did you mean"):
         meant = f"did you mean {' or '.join(f'--set {key}=…' for key in keys)}?"
     return f"{one_line(error.message)}: {meant}"
 

@@ -52,14 +52,15 @@ class Normalizer:
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at white space).
 
-    Only a single word longer than eight blocks is cut.
+    Only a single word longer than eight blocks is cut. Where a block ends depends on the characters alone: files that
+    differ in their line ends or their mark have the same blocks.
 
     A byte-order mark is dropped; CR LF and CR become LF; every other character, NUL, NEL and U+2028 among them, is
     kept as it is (between words, all that Unicode calls white space is the same). Raises `DataError` with the byte
     offset when the file is not UTF-8, and with the likely format when it is not text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    offset, rest = 0, ""
+    offset, rest, held = 0, "", ""
     with path.open("rb") as file:
         _refuse_foreign(path, file.read(_HEAD))
         file.seek(0)
@@ -78,20 +79,26 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             offset += len(raw)
-            text = rest + text
-            # A CR at the end of a block may be half of a CR LF.
+            text = held + text
+            # A CR at the end of what was read may be half of a CR LF.
             held = "\r" if raw and text.endswith("\r") else ""
-            text = text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            rest += text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            while cut := _block_end(rest, block_bytes, last=not raw):
+                yield rest[:cut]
+                rest = rest[cut:]
             if not raw:
-                if text:
-                    yield text
                 return
-            cut = text.rfind("\n") + 1
-            if not cut and len(text) > 8 * block_bytes:
-                cut = _last_word(text) or len(text)
-            if cut:
-                yield text[:cut]
-            rest = text[cut:] + held
+
+
+def _block_end(text: str, size: int, last: bool) -> int:
+    """Return where the first block of `text` ends, or 0 when that is not known before more is read."""
+    if len(text) <= size:
+        return len(text) if last else 0
+    if cut := text.rfind("\n", 0, size) + 1 or text.find("\n", size, 8 * size) + 1:
+        return cut
+    if len(text) <= 8 * size:
+        return len(text) if last else 0
+    return _last_word(text[: 8 * size]) or 8 * size
 
 
 def _last_word(text: str) -> int:

@@ -185,12 +185,20 @@ def test_a_part_reads_no_further_than_it_has_to(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_dropped_at_the_start_only() -> None:
-    assert _read("\ufeffa\ufeff\n\ufeffb".encode()) == ["a\ufeff\n", "\ufeffb"]
+    assert _read("\ufeffa\ufeff\n\ufeffb".encode()) == ["a\ufeff\n\ufeffb"]
     assert _read("\ufeff".encode()) == []
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.sampled_from("ab 中\n"), max_size=60), BLOCKS)
+def test_blocks_are_those_of_the_text_whatever_its_line_ends_and_mark(text: str, block_bytes: int) -> None:
+    blocks = _read(text.encode(), block_bytes)
+    for same in (text.replace("\n", "\r\n"), text.replace("\n", "\r"), "\ufeff" + text):
+        assert _read(same.encode(), block_bytes) == blocks
+
+
 def test_line_ends_of_every_kind_become_line_feeds() -> None:
-    assert _read(b"a\r\nb\rc\nd") == ["a\nb\nc\n", "d"]
+    assert _read(b"a\r\nb\rc\nd") == ["a\nb\nc\nd"]
 
 
 def test_a_text_without_a_final_line_end_is_read_to_its_end() -> None:
