@@ -220,7 +220,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     if not top_k and top_p == 1:
         return weights
     ordered, order = weights.sort(descending=True, stable=True)
-    if 0 < top_k < len(ordered):
+    if top_k:
         ordered[top_k:] = 0
     if top_p < 1:
         total = ordered / ordered.sum()
