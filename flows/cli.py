@@ -4,7 +4,9 @@ Heavy imports wait inside the commands, so that help is instant and mistakes are
 """
 
 import errno
+import io
 import json
+import math
 import os
 import signal
 import sys
@@ -17,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rnnlm_core.errors import DataError, IntegrityError, RnnlmError, UsageError
+from rnnlm_core.errors import (
+    ConfigError,
+    DataError,
+    IntegrityError,
+    RnnlmError,
+    UsageError,
+    one_line,
+    suggestion,
+)
 
 if TYPE_CHECKING:
     from rnnlm_core.model import SavedModel
@@ -128,13 +138,12 @@ def generate(
         "generate.repetition_penalty": repetition_penalty,
         "generate.stop": stop or [],
         "generate.unknown": unknown,
+        "generate.prefixes": prefix,
     }
     for key, value in (("generate.seed", seed), ("generate.length_penalty", length_penalty)):
         if value is not None:
             settings[key] = value
     config: GenerateConfig = override(RunConfig(), settings).generate
-    if not all(prefix):
-        raise UsageError("prefix is empty", "''", "give at least one character with --prefix")
     if stream and (len(prefix) > 1 or beam > 1):
         raise UsageError(
             "`--stream` prints one text as it grows", "several prefixes or --beam", "leave one of them out"
@@ -142,15 +151,12 @@ def generate(
 
     from rnnlm_core.generate import continue_texts, stream_text
 
-    def warn(text: str) -> None:
-        typer.echo(f"warning: {text}", err=True)
-
     saved = _load(model)
     if not stream:
-        for sample in continue_texts(saved, prefix, config, warn):
+        for sample in continue_texts(saved, prefix, config, _warn):
             typer.echo(sample.text)
         return
-    for piece in stream_text(saved, prefix[0], config, warn):
+    for piece in stream_text(saved, prefix[0], config, _warn):
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
@@ -316,21 +322,35 @@ def results(
         write_atomically(output.resolve(), page.encode())
 
 
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {one_line(text)}", err=True)
+
+
 def _parse_changes(changes: list[str]) -> dict[str, str]:
-    parsed: dict[str, str] = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UsageError("`--set` takes KEY=VALUE", change, "for example --set train.epochs=3")
-        parsed[key.strip()] = value
-    return parsed
+    mistakes = [
+        f"`--set` takes KEY=VALUE: {change}: for example --set train.epochs=3"
+        for change in changes
+        if not change.partition("=")[0].strip() or "=" not in change
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return {key.strip(): value for key, _, value in (change.partition("=") for change in changes)}
 
 
 def _check_writable(path: Path) -> None:
+    """Raise `ResourceError` if no file of this name can be written; tried out, because permissions are not all."""
     from rnnlm_core.errors import ResourceError
 
-    if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-        raise ResourceError("cannot write the results", path, "give the name of a file in a folder that exists")
+    try:
+        place = path.resolve()
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place.exists()  # a name may be too long
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        remedy = "give the name of a file in a folder that exists"
+        raise ResourceError("cannot write the results", f"{path} ({error.strerror})", remedy) from error
 
 
 def _run_flow(
@@ -352,6 +372,18 @@ def _run_flow(
             raise
     _write_json(json_file, summary)
     return summary
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (dotted place, value) of every infinity and NaN in plain data."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _not_finite(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _not_finite(part, f"{place}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value
 
 
 @contextmanager
@@ -381,13 +413,14 @@ def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
     from rnnlm_core.store import write_atomically
 
     if path is not None:
-        write_atomically(path.resolve(), (json.dumps(_finite(summary), indent=1, ensure_ascii=False) + "\n").encode())
+        # `null` alone would look like a figure that nobody asked for.
+        flag = {place: str(value) for place, value in _not_finite(summary)}
+        content = {**_finite(summary), **({"not_finite": flag} if flag else {})}
+        write_atomically(path.resolve(), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:
     """Return plain data without the infinities and NaNs that JSON has no word for."""
-    import math
-
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -399,6 +432,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from flows.tables import summary_table, ui_commands
     from tasks import workspace
 
+    for place, value in _not_finite(summary):
+        _warn(f"{place} is {value}: no figure to compare with")
     _print(summary_table(summary))
     for cell, figures in summary["cells"].items():
         typer.echo(f"{cell} writes: {figures['samples'][0]}\n")
@@ -431,16 +466,25 @@ def _load(reference: str) -> "SavedModel":
         return load_model(tracked_models.model_files(reference))
     found = tracked_runs.find_model_run(reference)
     digest = found.tags.get("rnnlm.model_sha256", "")
-    handle = Handle("model", digest)
-    if digest and not workspace.store().fault(handle):
-        return load_model(workspace.store().path(handle))
-    if "rnnlm.model_uri" not in found.tags:
+    if not digest:
         raise DataError("this run has no model", f"{reference} ({found.status})", "run the training again")
+    handle = Handle("model", digest)
+    place = workspace.store().path(handle)
+    fault = workspace.store().fault(handle)
+    if not fault:
+        return load_model(place)
+    if "rnnlm.model_uri" not in found.tags:
+        raise IntegrityError(f"the model {fault}, and MLflow has no copy", place, "run the training again")
+    if fault != "is missing":  # that is no damage: artifacts may be removed
+        _warn(f"the model {fault}, MLflow's copy is read instead: {place}")
     return load_model(tracked_models.model_files(found.tags["rnnlm.model_uri"]))
 
 
 def main() -> None:
     """Run the command line; every error a user can cause is one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets its escape
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         _main()
@@ -461,7 +505,7 @@ def _main() -> None:
         _fail("\n".join(f"error: {line}" for line in error.lines), error.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):
-            message = error.format_message()
+            message = _usage_message(error)
             _fail(f"error: {message}" if message else "", getattr(error, "exit_code", 2))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             _debug()
@@ -471,6 +515,20 @@ def _main() -> None:
     if code == INTERRUPTED:
         _fail("interrupted: run the same command again to go on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_message(error: Any) -> str:
+    """Return what Typer says of a mistake, on one line; of an unknown option, what may have been meant."""
+    if not hasattr(error, "possibilities") or not hasattr(error, "option_name"):
+        return one_line(error.format_message())
+    from rnnlm_core.config import close_keys
+
+    options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")]
+    keys = close_keys(error.option_name.lstrip("-")) if "--set" in options else []
+    meant = suggestion(error.option_name, [*options, "--help"])
+    if keys and not suggestion(error.option_name, options).startswith("did you mean"):
+        meant = f"did you mean {' or '.join(f'--set {key}=…' for key in keys)}?"
+    return f"{one_line(error.message)}: {meant}"
 
 
 def _debug() -> None:

@@ -4,6 +4,7 @@ A default exists once, here; a preset (`presets.py`) is a function that returns 
 strictly typed: `true` is no integer, `"7"` is no number. Every mistake of a config is reported, not the first.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -19,9 +20,13 @@ CELLS = ("rnn", "gru", "lstm")
 CHECKPOINT_SECONDS = 30.0
 """How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well. No part of
 the config: it changes no result."""
-LINE_KEEPING = ("none", "d2l-lines")
+LINE_KEEPING = ("none", "nfc", "d2l-lines")
 """The normalisers that leave line ends where they are."""
 SPLITS = ("train", "valid", "test")
+LONGEST_PREFIX = 10_000
+"""Characters of a text to continue: the state is warmed up on all of them."""
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
+"""A number as it is written everywhere; `float` alone also reads `1_0`, blanks and the digits of other scripts."""
 
 
 def _option(
@@ -42,9 +47,10 @@ class CorpusConfig:
 
     name: str = "python-docs"
     """A name of the catalogue, the path of a file or folder, or an http(s) address (`#sha256=…` pins its bytes)."""
-    normalizer: Literal["none", "letters", "chinese", "d2l-lines", "d2l-whole"] = "none"
-    """`none` keeps the text; `letters` keeps a–z and single spaces and fuses no words; `chinese` turns line ends into
-    spaces; `d2l-lines` and `d2l-whole` are the book's two editions."""
+    normalizer: Literal["none", "nfc", "letters", "chinese", "d2l-lines", "d2l-whole"] = "none"
+    """`none` keeps the text; `nfc` composes what Unicode can write in two ways (é as one character); `letters` keeps
+    a–z and single spaces and fuses no words; `chinese` turns line ends into spaces; `d2l-lines` and `d2l-whole` are
+    the book's two editions."""
     max_chars: int = _option(0, at_least=0)
     """Keep only the first so many characters of the normalised text, before anything else is done; 0 = all."""
     max_tokens: int = _option(0, at_least=0)
@@ -232,7 +238,7 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     values = flatten(config)
     for key, value in changes.items():
         if key not in types_of:
-            mistakes.append(f"unknown config key: {key}: {suggestion(key, _neighbours(key, list(types_of)))}")
+            mistakes.append(f"unknown config key: {key}: {_meant(key)}")
             continue
         try:
             values[key] = _read(value, types_of[key])
@@ -257,12 +263,27 @@ def check(config: RunConfig) -> None:
         raise ConfigError(*mistakes)
 
 
-def _neighbours(key: str, known: list[str]) -> list[str]:
-    """Known keys worth listing for a mistyped `key`: those of its section, or the closest, or all."""
+def close_keys(name: str) -> list[str]:
+    """Return the config keys that `name`, mistyped or without its section, may mean, the likeliest first."""
+    last = name.rsplit(".", maxsplit=1)[-1].replace("-", "_")
+
+    def likeness(key: str) -> float:
+        end = key.rsplit(".", maxsplit=1)[-1]
+        return max(difflib.SequenceMatcher(None, part, last).ratio() for part in (end, *end.split("_")))
+
+    keys = [key for key, _ in _typed_keys(RunConfig)]
+    return sorted((key for key in keys if likeness(key) > 0.75), key=likeness, reverse=True)
+
+
+def _meant(key: str) -> str:
+    """Return which known keys a mistyped one may mean: the closest, then those of its section, else all."""
+    known = [name for name, _ in _typed_keys(RunConfig)]
     section = [name for name in known if "." in key and name.split(".")[0] == key.split(".", maxsplit=1)[0]]
-    last = key.rsplit(".", maxsplit=1)[-1]
-    close = [n for n in known if difflib.SequenceMatcher(None, n.rsplit(".", maxsplit=1)[-1], last).ratio() > 0.75]
-    return list(dict.fromkeys(close + section)) or known
+    close = close_keys(key)
+    listed = list(dict.fromkeys(close + section)) or known
+    if close and not difflib.get_close_matches(key, listed, n=1, cutoff=0.6):
+        return f"did you mean {' or '.join(close)}?"
+    return suggestion(key, listed)
 
 
 def _typed_keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -301,18 +322,16 @@ def _read(value: Any, kind: Any) -> Any:
     if kind is bool:
         return _read_bool(value)
     if kind is int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,20}", value):
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}", value):
             return int(value)
         if type(value) is int:
             return value
         raise ValueError("must be an integer")
     if kind is float:
-        try:
-            return (
-                float(value) if isinstance(value, str) or type(value) in (int, float) else _refuse("must be a number")
-            )
-        except (ValueError, OverflowError):
-            raise ValueError("must be a number") from None
+        if type(value) in (int, float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+            with contextlib.suppress(OverflowError):  # an integer of more than 308 digits
+                return float(value)
+        raise ValueError("must be a number")
     raise AssertionError(f"no reader for {kind}")
 
 
@@ -322,10 +341,6 @@ def _read_bool(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in ("true", "false"):  # as typed, and as MLflow shows it
         return value.lower() == "true"
     raise ValueError("must be true or false")
-
-
-def _refuse(rule: str) -> Any:
-    raise ValueError(rule)
 
 
 def _read_tuple(value: Any) -> tuple[str, ...]:
@@ -353,6 +368,10 @@ def _limits(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _limits(value, f"{key}.")
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"`{key}` must be finite. Got {value}"
+        elif isinstance(value, str | tuple):
+            for text in [value] if isinstance(value, str) else value:
+                if mistake := unicode_mistake(text):
+                    yield f"`{key}` {mistake}. Got {text!r}"
         else:
             for rule, limit in item.metadata.items():
                 kept = {
@@ -363,6 +382,25 @@ def _limits(config: Any, prefix: str = "") -> Iterator[str]:
                 }[rule](value, limit)
                 if not kept:
                     yield f"`{key}` must be {rule.replace('_', ' ')} {limit}. Got {value}"
+
+
+def unicode_mistake(text: str) -> str:
+    """Say where a text is no Unicode ("" if it is): a shell hands over bytes that are no UTF-8 as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not UTF-8 at position {error.start}"
+    return ""
+
+
+def prefix_mistake(prefix: str) -> str:
+    """Say what is wrong with a text to continue, whatever the model; "" if nothing is."""
+    if not prefix:
+        return "prefix is empty"
+    if len(prefix) > LONGEST_PREFIX:
+        return f"prefix has {len(prefix):,} characters, at most {LONGEST_PREFIX:,} are read"
+    mistake = unicode_mistake(prefix)
+    return f"prefix {mistake}" if mistake else ""
 
 
 def _rules(config: RunConfig) -> Iterator[str]:
@@ -381,8 +419,10 @@ def _rules(config: RunConfig) -> Iterator[str]:
     yield from _tokenizer_rules(config)
     yield from _model_rules(config.model)
     yield from _train_rules(config)
-    if any(not prefix for prefix in config.generate.prefixes):
-        yield "`generate.prefixes` must hold no empty prefix. Got ''"
+    for prefix in config.generate.prefixes:
+        # What is no Unicode is told with the other texts of the config.
+        if (mistake := prefix_mistake(prefix)) and not unicode_mistake(prefix):
+            yield f"`generate.prefixes`: {mistake}. Got {prefix!r}"
     reserved = config.tokenizer.reserved_tokens
     if "" in reserved or "<unk>" in reserved or len(set(reserved)) < len(reserved):
         yield f"`tokenizer.reserved_tokens` must be different tokens, none empty or <unk>. Got {','.join(reserved)!r}"

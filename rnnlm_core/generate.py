@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnlm_core.cells import State
-from rnnlm_core.config import GenerateConfig
+from rnnlm_core.config import GenerateConfig, prefix_mistake, unicode_mistake
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.model import LanguageModel, SavedModel, load_model
 from rnnlm_core.normalize import normalizer
@@ -104,9 +104,8 @@ def _continue(saved: SavedModel, prefixes: Sequence[list[str]], config: Generate
 
 def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lambda _: None) -> list[str]:
     """Return the tokens of a prefix as the model's own text was read."""
-    if not prefix:
-        raise UsageError("prefix is empty", "''", "give at least one character")
-    _check_encodable(prefix, "prefix")
+    if mistake := prefix_mistake(prefix):
+        raise UsageError(mistake, repr(prefix), "give at least one character" if not prefix else "give other text")
     tokens = saved.tokenizer.split(normalizer(saved.normalizer).prefix(prefix))
     if not tokens:
         raise UsageError(
@@ -128,19 +127,12 @@ def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lam
     return tokens
 
 
-def _check_encodable(text: str, what: str) -> None:
-    """Refuse what is no Unicode text: a shell hands over bytes that are no UTF-8 as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{what} is not UTF-8 at position {error.start}", repr(text), "give valid text") from None
-
-
 def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
     """Return the ids of the stop tokens; a line end is the `<eos>` of a corpus that has them."""
     ids = set()
     for token in config.stop:
-        _check_encodable(token, "generate.stop")
+        if mistake := unicode_mistake(token):
+            raise UsageError(f"`generate.stop` {mistake}", repr(token), "give other text")
         # Bytes are written as characters (`é` is also the name of a byte), so there the text alone is meant.
         by_name = not saved.tokenizer.alphabet and token in saved.vocabulary
         known = [token] if by_name else saved.tokenizer.split(token)

@@ -1,6 +1,7 @@
 """What can be known of a run before it starts: the text is there and long enough, the settings fit this machine."""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from rnnlm_core.config import CorpusConfig, RunConfig
@@ -9,6 +10,7 @@ from rnnlm_core.errors import UsageError
 from rnnlm_core.levels import EOS, tokenizer
 from rnnlm_core.normalize import normalizer, read_blocks
 from rnnlm_core.tokenize import Part, nothing_left, too_short
+from rnnlm_core.vocabulary import none_frequent
 
 
 def inspect(source: Source, config: RunConfig) -> None:
@@ -56,7 +58,7 @@ def check_split(source: Source, corpus: CorpusConfig) -> None:
 
 
 def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None:
-    """Count tokens until there are enough."""
+    """Count tokens until there are enough, not all of them white space, and one is frequent enough for an id."""
     level = config.tokenizer.level
     # Merges are not learnt yet: a text has at least as many bytes as byte pairs, so what is too short stays so.
     cut = tokenizer("byte" if level == "bpe" else level, config.tokenizer.eos)
@@ -65,13 +67,21 @@ def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None
     enough = need if split in ("whole", "train") else 2
     if split == "whole" and config.corpus.shares:
         enough = -(-need * sum(config.corpus.shares) // config.corpus.shares[0])
-    found = 0
+    found, blank = 0, True
+    counts: Counter[str] | None = Counter() if config.tokenizer.min_freq > 1 else None
     for block in part.tokenizable(cut):
         found += len(block) if level == "char" else len(cut.split(block))
-        if found >= enough:
+        blank = blank and block.isspace()
+        if counts is not None:
+            counts.update(cut.split(block))
+            if max(counts.values(), default=0) >= config.tokenizer.min_freq:
+                counts = None
+        if found >= enough and not blank and counts is None:
             break
-    if not found:
+    if blank:
         raise nothing_left(where, config.corpus.normalizer)
+    if counts is not None:
+        raise none_frequent(counts, config.tokenizer.min_freq)
     if found < enough:
         place = where if split == "whole" else f"split `{split}` of {where}"
         raise too_short(found, enough, place, "give a longer text, or lower train.batch_size or train.num_steps")

@@ -183,6 +183,25 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _is_pickle(path: Path) -> bool:
+    """Say whether a file begins as those that `torch.save` and `pickle` write."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    # The length that safetensors begins with may have these two bytes as well, and then zeros.
+    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and any(head[2:]))
+
+
+def _misfit(there: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> str:
+    """Return the first difference between the tensors of a file and those its description asks for, or ""."""
+    for name in sorted(there.keys() | asked.keys()):
+        if name not in there or name not in asked:
+            return f"{name} is {'in the description' if name in asked else 'in the weights'} alone"
+        if there[name].shape != asked[name].shape:
+            shapes = f"weights={list(there[name].shape)}, description={list(asked[name].shape)}"
+            return f"size mismatch of {name}: {shapes}"
+    return ""
+
+
 @dataclass
 class SavedModel:
     """A model with all that is needed to use it on text."""
@@ -240,10 +259,16 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
         cut = read_tokenizer(content["tokenizer"], folder)
         model = LanguageModel(content["cell"], len(vocabulary), ModelConfig(**content["model"]))
         target = pick_device(device)
-        model.set_weights(load_file(folder / WEIGHTS, device=str(target)))
+        weights = load_file(folder / WEIGHTS, device=str(target))
+        if misfit := _misfit(weights, model.weights()):
+            raise IntegrityError(f"not a complete model: {misfit}", folder, "train it again")
+        model.set_weights(weights)
         model.to(target).eval()
     except RnnlmError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and _is_pickle(folder / WEIGHTS):
+            what = "refused: weights that are Python objects (a pickle) could run code"
+            raise IntegrityError(what, folder / WEIGHTS, "train it again, only safetensors are read") from error
         raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
     return SavedModel(model, vocabulary, cut, content["normalizer"], content["about"])

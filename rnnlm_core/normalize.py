@@ -6,6 +6,7 @@ part of its definition, so that the result does not depend on where the seams ar
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,25 @@ from rnnlm_core.errors import DataError, unknown_name
 BLOCK_BYTES = 1 << 20
 """A block is about this long: large enough to be fast, small enough for any machine."""
 
-_LONGEST_MAGIC = 8
+_HEAD = 4096
+"""Bytes by which a format is told."""
 _NOT_LETTERS = re.compile("[^A-Za-z]+")
 _FOREIGN = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ": "xz",
     b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"PAR1": "Parquet",
+    b"{\\rtf": "RTF",
     b"%PDF": "PDF",
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,20 @@ class Normalizer:
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at white space).
 
-    Only a single word longer than eight blocks is cut.
+    Only a single word longer than eight blocks is cut. Where a block ends depends on the characters alone: files that
+    differ in their line ends or their mark have the same blocks.
 
-    A byte-order mark is dropped; CR LF and CR become LF. Raises `DataError` with the byte offset when the file is
-    not UTF-8, and with the likely format when it is not text.
+    A byte-order mark is dropped; CR LF and CR become LF; every other character, NUL, NEL and U+2028 among them, is
+    kept as it is (between words, all that Unicode calls white space is the same). Raises `DataError` with the byte
+    offset when the file is not UTF-8, and with the likely format when it is not text.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    offset, rest = 0, ""
+    offset, rest, held = 0, "", ""
     with path.open("rb") as file:
+        _refuse_foreign(path, file.read(_HEAD))
+        file.seek(0)
         while True:
-            raw = file.read(block_bytes if offset else max(block_bytes, _LONGEST_MAGIC))
-            if offset == 0:
-                _refuse_foreign(path, raw)
+            raw = file.read(block_bytes if offset else max(block_bytes, len(codecs.BOM_UTF8)))
             waiting = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(raw, final=not raw)
@@ -67,20 +79,26 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             offset += len(raw)
-            text = rest + text
-            # A CR at the end of a block may be half of a CR LF.
+            text = held + text
+            # A CR at the end of what was read may be half of a CR LF.
             held = "\r" if raw and text.endswith("\r") else ""
-            text = text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            rest += text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            while cut := _block_end(rest, block_bytes, last=not raw):
+                yield rest[:cut]
+                rest = rest[cut:]
             if not raw:
-                if text:
-                    yield text
                 return
-            cut = text.rfind("\n") + 1
-            if not cut and len(text) > 8 * block_bytes:
-                cut = _last_word(text) or len(text)
-            if cut:
-                yield text[:cut]
-            rest = text[cut:] + held
+
+
+def _block_end(text: str, size: int, last: bool) -> int:
+    """Return where the first block of `text` ends, or 0 when that is not known before more is read."""
+    if len(text) <= size:
+        return len(text) if last else 0
+    if cut := text.rfind("\n", 0, size) + 1 or text.find("\n", size, 8 * size) + 1:
+        return cut
+    if len(text) <= 8 * size:
+        return len(text) if last else 0
+    return _last_word(text[: 8 * size]) or 8 * size
 
 
 def _last_word(text: str) -> int:
@@ -88,10 +106,21 @@ def _last_word(text: str) -> int:
     return len(text) if text[-1].isspace() else len(text) - len(text.rsplit(maxsplit=1)[-1])
 
 
-def _refuse_foreign(path: Path, raw: bytes) -> None:
-    for magic, name in _FOREIGN.items():
-        if raw.startswith(magic):
-            raise DataError(f"not a plain text, looks like {name}", path, "unpack or convert it to UTF-8 text")
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), "")
+    if not name and _HTML.match(head):
+        name = "HTML"
+    if not name and _is_utf16(head):
+        name = "UTF-16"
+    if name:
+        raise DataError(f"not a plain text, looks like {name}", path, "unpack or convert it to UTF-8 text")
+
+
+def _is_utf16(head: bytes) -> bool:
+    """Say whether bytes without a mark are UTF-16 of Latin text: valid UTF-8, with a NUL at every other place."""
+    pairs = len(head) // 2
+    even, odd = head[: 2 * pairs : 2].count(0), head[1 : 2 * pairs : 2].count(0)
+    return pairs >= 8 and min(even, odd) == 0 and max(even, odd) > 0.7 * pairs
 
 
 def _as_it_is(blocks: Iterable[str]) -> Iterator[str]:
@@ -141,10 +170,31 @@ def _without_line_ends(blocks: Iterable[str]) -> Iterator[str]:
         yield block.replace("\n", " ")
 
 
+def _composed(blocks: Iterable[str]) -> Iterator[str]:
+    """Normal form C. What may go on in the next block, a letter that marks can follow, waits for it."""
+    held = ""
+    for block in blocks:
+        text = held + block
+        cut = len(text)
+        while cut and not (text[cut - 1].isspace() or (cut < len(text) and _starts_anew(text[cut]))):
+            cut -= 1
+        if cut:
+            yield unicodedata.normalize("NFC", text[:cut])
+        held = text[cut:]
+    if held:
+        yield unicodedata.normalize("NFC", held)
+
+
+def _starts_anew(character: str) -> bool:
+    """Say whether composing a character leaves what is before it alone: no mark, nor the rest of a Hangul syllable."""
+    return unicodedata.category(character)[0] != "M" and not "\u1160" <= character <= "\u11ff"
+
+
 NORMALIZERS: dict[str, Normalizer] = {
     n.name: n
     for n in (
         Normalizer("none", _as_it_is, lambda text: text),
+        Normalizer("nfc", _composed, lambda text: unicodedata.normalize("NFC", text)),
         Normalizer("letters", _letters_stripped, lambda text: _letters(text).lstrip(" ")),
         Normalizer("chinese", _without_line_ends, lambda text: text.replace("\n", " ")),
         Normalizer("d2l-lines", _letters_by_line, lambda text: _letters(text).lstrip(" "), joins_lines=True),

@@ -60,8 +60,9 @@ def tokenize(
             cut: Tokenizer = BpeTokenizer.learn(_at_words(parts["train"].blocks(join_lines=True)), bpe_size)
         else:
             cut = tokenizer(level, eos)
-        counts = {name: _write_tokens(part, cut, draft.folder / f"{name}.parquet") for name, part in parts.items()}
-        if not any(counts.values()):
+        written = {name: _write_tokens(part, cut, draft.folder / f"{name}.parquet") for name, part in parts.items()}
+        counts = {name: total for name, (total, _) in written.items()}
+        if all(blank for _, blank in written.values()):
             raise nothing_left(source.name, normalizer_name)
         facts = {**cut.about, "normalizer": normalizer_name, "max_chars": max_chars, "num_tokens": counts}
         (draft.folder / "tokens.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
@@ -72,7 +73,7 @@ def tokenize(
 def nothing_left(where: object, normalizer_name: str) -> DataError:
     """Return the error for a text of which its normaliser keeps nothing."""
     remedy = "give a text that holds more than white space"
-    if normalizer_name != "none":
+    if normalizer_name not in ("none", "nfc"):
         remedy = "use `--set corpus.normalizer=none`, which keeps every script"
     return DataError(f"no tokens left after normalizer `{normalizer_name}`", where, remedy)
 
@@ -184,18 +185,20 @@ def token_batches(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
                 yield chunk.indices.to_numpy(zero_copy_only=False), chunk.dictionary.to_pylist()
 
 
-def _write_tokens(part: Part, cut: Tokenizer, target: Path) -> int:
+def _write_tokens(part: Part, cut: Tokenizer, target: Path) -> tuple[int, bool]:
+    """Write the tokens of a file; return how many they are, and whether its text is nothing but white space."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("token", pa.dictionary(pa.int32(), pa.string()))])
-    total = 0
+    total, blank = 0, True
     with pq.ParquetWriter(target, schema, compression="zstd", use_dictionary=True, write_page_checksum=True) as writer:
         for piece in _row_groups(part.tokenizable(cut), cut):
             column = cut.encode(piece)
             total += len(column)
+            blank = blank and piece.isspace()
             writer.write_table(pa.table([column], schema=schema), row_group_size=max(len(column), 1))
-    return total
+    return total, blank
 
 
 def _row_groups(blocks: Iterator[str], cut: Tokenizer) -> Iterator[str]:

@@ -82,9 +82,13 @@ class Vocabulary:
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError("not a vocabulary", where, f"rebuild it ({error})") from error
         if not _is_list_of(str, tokens) or not _is_list_of(int, counts) or len(counts) != len(tokens):
-            raise IntegrityError("damaged vocabulary", where, "rebuild it")
-        if not tokens or tokens[0] != UNKNOWN or len(set(tokens)) != len(tokens):
-            raise IntegrityError("damaged vocabulary", where, "rebuild it")
+            what = "damaged vocabulary: tokens must be a list of strings, counts one of as many integers"
+            raise IntegrityError(what, where, "rebuild it")
+        if not tokens or tokens[0] != UNKNOWN:
+            raise IntegrityError(f"damaged vocabulary: its first token is not {UNKNOWN}", where, "rebuild it")
+        if len(set(tokens)) != len(tokens):
+            token = next(token for i, token in enumerate(tokens) if token in tokens[:i])
+            raise IntegrityError(f"damaged vocabulary: {token!r} occurs twice", where, "rebuild it")
         vocabulary = cls({})
         vocabulary.tokens, vocabulary.counts = tuple(tokens), tuple(counts)
         vocabulary._ids = {token: i for i, token in enumerate(tokens)}
@@ -132,14 +136,20 @@ def build_vocabulary(
         counts |= {token: 0 for token in alphabet if token not in counts}
     vocabulary = Vocabulary(counts, 0 if alphabet else min_freq, reserved_tokens)
     if not any(vocabulary.counts[1:]):
-        raise DataError(
-            f"`tokenizer.min_freq` leaves no token, the most frequent occurs {max(counts.values(), default=0)} times",
-            min_freq,
-            "lower tokenizer.min_freq",
-        )
+        raise none_frequent(counts, min_freq)
     with store.draft("vocabulary") as draft:
         (draft.folder / FILE).write_text(vocabulary.to_json(), encoding="utf-8")
         return BuiltVocabulary(draft.publish(), len(vocabulary))
+
+
+def none_frequent(counts: Mapping[str, int], min_freq: int) -> DataError:
+    """Return the error for a text none of whose tokens is frequent enough: only `<unk>` would be left."""
+    return DataError(
+        f"`tokenizer.min_freq` leaves none of {len(counts):,} different tokens, the most frequent occurs "
+        f"{max(counts.values(), default=0):,} times",
+        min_freq,
+        "lower tokenizer.min_freq",
+    )
 
 
 def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:

@@ -349,7 +349,7 @@ def test_the_random_partition_needs_one_token_less() -> None:
 
 
 def test_an_empty_prefix_is_refused() -> None:
-    assert _lines({"generate.prefixes": ["a", ""]}) == ["`generate.prefixes` must hold no empty prefix. Got ''"]
+    assert _lines({"generate.prefixes": ["a", ""]}) == ["`generate.prefixes`: prefix is empty. Got ''"]
 
 
 @pytest.mark.parametrize(

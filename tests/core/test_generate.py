@@ -491,7 +491,7 @@ def test_what_is_no_unicode_text_is_refused(level: str, beam: int) -> None:
     saved = saved_model(ALL_BYTES if level == "byte" else WORDS, level)
     with pytest.raises(UsageError, match="prefix is not UTF-8 at position 1"):
         continue_text(saved, "a\udcff", GenerateConfig(length=2))
-    with pytest.raises(UsageError, match=r"generate\.stop is not UTF-8 at position 0"):
+    with pytest.raises(UsageError, match=r"`generate\.stop` is not UTF-8 at position 0"):
         continue_text(saved, "time", GenerateConfig(length=2, beam=beam, stop=("\udcff",)))
 
 

@@ -82,6 +82,17 @@ def test_encoding_agrees_with_splitting(level: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["word", "word with eos"])
+def test_white_space_at_the_end_of_a_full_buffer_ends_the_last_word(level: str) -> None:
+    """Arrow's buffers are multiples of 64 bytes: what lies behind a full one is no part of the text."""
+    cut, kept = _cut(level), []
+    for number in range(2000):
+        kept.append("z" * (number % 300))  # so that the buffers' neighbours differ
+        end = "\n\n" if level == "word" else "\n"  # which is seven bytes as an <eos> between spaces
+        text = "x" * (64 * (1 + number % 9) - (2 if level == "word" else 7)) + end
+        assert cut.encode(text).to_pylist() == cut.split(text)
+
+
+@pytest.mark.parametrize("level", ["word", "word with eos"])
 def test_words_end_at_the_same_characters_however_they_are_cut(level: str) -> None:
     every = "a".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
     assert _cut(level).encode(every).to_pylist() == _cut(level).split(every)

@@ -4,7 +4,9 @@ import lzma
 import re
 import tempfile
 import tracemalloc
+import unicodedata
 import zipfile
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.normalize import NORMALIZERS, normalizer, read_blocks
 from rnnlm_core.tokenize import Part
 
-TEXTS = st.text(st.sampled_from("aB \n\r\t.é中\u00a0\u2028") | st.characters(exclude_categories=["Cs"]), max_size=60)
+TEXTS = st.text(
+    st.sampled_from("aB \n\r\t.é中\u00a0\u2028\u0301\u1100\u1161\u11a8") | st.characters(exclude_categories=["Cs"]),
+    max_size=60,
+)
 BLOCKS = st.integers(1, 40)
 
 
@@ -47,6 +52,7 @@ def _letters(text: str) -> str:
 # The rules of the book, written as the book writes them, over the whole text at once.
 RULES = {
     "none": lambda text: text,
+    "nfc": partial(unicodedata.normalize, "NFC"),
     "letters": lambda text: _letters(text).strip().lower(),
     "chinese": lambda text: text.replace("\n", " "),
     "d2l-lines": lambda text: "".join(_letters(line).strip().lower() for line in text.split("\n")),
@@ -74,6 +80,7 @@ def test_a_normalizer_gives_the_rule_s_text_wherever_the_seams_are(name: str) ->
     @example("a b c d e f g h i j k l m n o p q r s t u v w x y z", 1)
     @example("... a ... b ... \n ... \n", 1)
     @example("ab" * 20 + " c", 2)
+    @example("e" + "\u0323\u0301" * 30 + "\u1100\u1161\u11a8" * 30, 1)
     def check(text: str, block_bytes: int) -> None:
         assert _normalized(name, text.encode(), block_bytes) == RULES[name](_plain(text))
 
@@ -178,12 +185,20 @@ def test_a_part_reads_no_further_than_it_has_to(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_dropped_at_the_start_only() -> None:
-    assert _read("\ufeffa\ufeff\n\ufeffb".encode()) == ["a\ufeff\n", "\ufeffb"]
+    assert _read("\ufeffa\ufeff\n\ufeffb".encode()) == ["a\ufeff\n\ufeffb"]
     assert _read("\ufeff".encode()) == []
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.sampled_from("ab 中\n"), max_size=60), BLOCKS)
+def test_blocks_are_those_of_the_text_whatever_its_line_ends_and_mark(text: str, block_bytes: int) -> None:
+    blocks = _read(text.encode(), block_bytes)
+    for same in (text.replace("\n", "\r\n"), text.replace("\n", "\r"), "\ufeff" + text):
+        assert _read(same.encode(), block_bytes) == blocks
+
+
 def test_line_ends_of_every_kind_become_line_feeds() -> None:
-    assert _read(b"a\r\nb\rc\nd") == ["a\nb\nc\n", "d"]
+    assert _read(b"a\r\nb\rc\nd") == ["a\nb\nc\nd"]
 
 
 def test_a_text_without_a_final_line_end_is_read_to_its_end() -> None:

@@ -162,7 +162,7 @@ def test_an_unknown_written_in_the_text_is_unknown() -> None:
     ],
 )
 def test_a_damaged_vocabulary_is_noticed(damaged: str) -> None:
-    with pytest.raises(IntegrityError, match=r"(not a|damaged) vocabulary: model/vocabulary\.json: rebuild it"):
+    with pytest.raises(IntegrityError, match=r"(not a|damaged) vocabulary.*: model/vocabulary\.json: rebuild it"):
         Vocabulary.from_json(damaged, "model/vocabulary.json")
 
 
@@ -221,7 +221,7 @@ def test_a_vocabulary_is_the_same_on_every_run(tmp_path: Path) -> None:
 
 def test_min_freq_that_leaves_nothing_names_the_most_frequent(store: Store) -> None:
     text = _text(store, whole="a b a")
-    message = r"`tokenizer\.min_freq` leaves no token, the most frequent occurs 2 times: 3: lower tokenizer\.min_freq"
+    message = r"min_freq` leaves none of \d+ different tokens, the most frequent occurs 2 times: 3: lower tokenizer"
     with pytest.raises(DataError, match=message):
         _built(store, text, min_freq=3)
     with pytest.raises(DataError, match=message):
