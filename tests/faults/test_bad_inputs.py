@@ -415,7 +415,7 @@ def test_what_is_refused_here_is_accepted_when_it_is_right(
 @pytest.fixture
 def tracked(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Return a function that publishes a model, changed beforehand, as that of the last run; it returns its folder."""
-    from tasks import tracking
+    from tasks import tracked_runs
 
     def publish(change: Callable[[Path], None] = lambda _: None) -> Path:
         torch.manual_seed(0)
@@ -426,8 +426,8 @@ def tracked(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
             save_model(draft.folder, model, vocabulary, tokenizer("char"), "none", {})
             change(draft.folder)
             handle = draft.publish()
-        run = tracking.TrackedRun("0" * 32, "FINISHED", 0.0, {"rnnlm.model_sha256": handle.sha256}, {}, {})
-        monkeypatch.setattr(tracking, "find_model_run", lambda _: run)
+        run = tracked_runs.TrackedRun("0" * 32, "FINISHED", 0.0, {"rnnlm.model_sha256": handle.sha256}, {}, {})
+        monkeypatch.setattr(tracked_runs, "find_model_run", lambda _: run)
         return store.path(handle)
 
     return publish
@@ -532,10 +532,10 @@ def test_a_model_that_was_damaged_later_is_one_kind_of_error(
 def test_d31_a_damaged_model_is_replaced_by_mlflow_s_copy_with_a_warning(
     rnnlm: Callable[..., Answer], tracked: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks import tracking
+    from tasks import tracked_models, tracked_runs
 
     folder = tracked()
-    run = tracking.find_model_run("gru")
+    run = tracked_runs.find_model_run("gru")
     whole = rnnlm(*GENERATE, "--prefix", "ab", "--length", "5")
     assert (whole.code, whole.err) == (0, "")
     copy = tmp_path / "copy" / folder.name  # which is its digest
@@ -543,8 +543,8 @@ def test_d31_a_damaged_model_is_replaced_by_mlflow_s_copy_with_a_warning(
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     tags = {**run.tags, "rnnlm.model_uri": "models:/m-1"}
-    monkeypatch.setattr(tracking, "find_model_run", lambda _: replace(run, tags=tags))
-    monkeypatch.setattr(tracking, "model_files", lambda _: copy)
+    monkeypatch.setattr(tracked_runs, "find_model_run", lambda _: replace(run, tags=tags))
+    monkeypatch.setattr(tracked_models, "model_files", lambda _: copy)
     flipped(folder)
     answer = rnnlm(*GENERATE, "--prefix", "ab", "--length", "5")
     warning = f"warning: the model has a damaged {WEIGHTS}, MLflow's copy is read instead: {folder}\n"
