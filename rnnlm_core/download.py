@@ -5,6 +5,7 @@ the bytes into the store, checked against their digest. A mirror (`RNNLM_MIRROR`
 catalogue's file names) is tried before the public addresses.
 """
 
+import errno
 import hashlib
 import lzma
 import os
@@ -172,7 +173,8 @@ def _unpacked(file: CorpusFile, path: Path, folder: Path) -> Path:
     except RnnlmError:
         raise
     except OSError as error:
-        if error.errno is not None:  # the disk's; of a damaged stream there is none
+        # The disk's, but for these: a damaged stream has no number, a place before the beginning is an invalid one.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(path, file.member, error) from error
     # What zipfile and its decompressors raise: damaged, no such member, a method they do not know, a password.
