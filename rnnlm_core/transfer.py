@@ -124,13 +124,20 @@ class _Transfer:
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             self.error = error
         finally:
+            if self.response is not None:
+                self.response.close()
             self.over.set()
+
+    def _meet(self, response: Any, **_: Any) -> None:
+        """Know each answer as soon as its headers are there: a redirect that is no address raises before it returns."""
+        self.response = response
 
     def _write(self) -> None:
         import requests
 
-        with requests.Session() as session, self._answer(session) as response:
-            self.response = response
+        with requests.Session() as session:
+            session.hooks["response"].append(self._meet)
+            response = self._answer(session)
             response.raise_for_status()
             with self.target.open("wb") as out:
                 for part in response.iter_content(CHUNK):
