@@ -1,10 +1,15 @@
 """Hostile files, made anew by each test; none lies in the repository."""
 
 import io
+import os
 import pickle
+import shutil
+import sqlite3
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -70,3 +75,35 @@ def bomb(request: pytest.FixtureRequest, trace: Path) -> bytes:
     """The bytes of a file that runs code in whoever unpickles, imports or evaluates it."""
     made: bytes = BOMBS[request.param](trace)
     return made
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, made once because its migrations take seconds."""
+    from tasks import tracking
+
+    home = tmp_path_factory.mktemp("template")
+    with mock.patch.dict(os.environ, RNNLM_HOME=str(home)):
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        tracking.client()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path) -> Iterator[Path]:
+    """A home with an empty MLflow database, prepared as a command prepares it."""
+    from tasks import workspace
+
+    place = tmp_path / "home"
+    place.mkdir()
+    shutil.copyfile(empty_database, place / "mlflow.db")
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(("RNNLM_", "MLFLOW_", "PREFECT_"))]:
+            del os.environ[name]
+        os.environ["RNNLM_HOME"] = str(place)
+        workspace.prepare_environment()
+        with closing(sqlite3.connect(place / "mlflow.db")) as database:
+            location = (place / "artifacts" / "mlflow").as_uri()
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'rnnlm'", [location])
+            database.commit()
+        yield place
