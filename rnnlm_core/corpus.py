@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rnnlm_core.config import SPLITS
+from rnnlm_core.errors import IntegrityError
 from rnnlm_core.levels import Tokenizer, read_tokenizer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
@@ -116,8 +117,25 @@ def id_batches(path: Path) -> Iterator[np.ndarray]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group).column("id").to_numpy()
+        for group, rows in enumerate(_row_groups(file.metadata, path)):
+            ids = file.read_row_group(group).column("id").to_numpy()
+            if len(ids) != rows:
+                raise _other_rows(path, f"{len(ids):,} rows where {rows:,} are claimed")
+            yield ids
+
+
+def _row_groups(metadata: Any, path: Path) -> list[int]:
+    """Return the rows of each row group, before memory is taken for as many as a footer claims."""
+    parts = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    groups = [part.num_rows for part in parts]
+    values = [part.column(0).num_values if part.num_columns == 1 else -1 for part in parts]
+    if any(not 0 <= rows <= ROW_GROUP for rows in groups) or values != groups or sum(groups) != metadata.num_rows:
+        raise _other_rows(path, f"{metadata.num_rows:,} rows claimed in {len(groups):,} groups")
+    return groups
+
+
+def _other_rows(path: Path, found: str) -> IntegrityError:
+    return IntegrityError("not the rows of a corpus", f"{path} ({found})", "run the same command again to rebuild it")
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -125,7 +143,7 @@ def read_ids(path: Path) -> np.ndarray:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        rows, kind = file.metadata.num_rows, file.schema_arrow.field("id").type.to_pandas_dtype()
+        rows, kind = sum(_row_groups(file.metadata, path)), file.schema_arrow.field("id").type.to_pandas_dtype()
     ids = np.empty(rows, dtype=kind)
     start = 0
     for batch in id_batches(path):

@@ -5,10 +5,14 @@ the bytes into the store, checked against their digest. A mirror (`RNNLM_MIRROR`
 catalogue's file names) is tried before the public addresses.
 """
 
+import errno
 import hashlib
+import lzma
 import os
 import re
 import shutil
+import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -27,14 +31,18 @@ from rnnlm_core.errors import (
     ResourceError,
     RnnlmError,
     UsageError,
+    one_line,
     suggestion,
 )
 from rnnlm_core.store import Handle, Store, check_space, file_sha256
-from rnnlm_core.transfer import MOST_BYTES, Bounded, RefusedError
+from rnnlm_core.transfer import MOST_BYTES, Bounded, RefusedError, SlowError, is_loopback
 
 MOST_RATIO = 200
 """How much larger than the archive its text may be."""
 EMBEDDED = "python-docs"
+LONGEST_NAME = 100
+_SECRET = re.compile(r"([?&][^=&#]*(?:token|key|sig|secret|pass|auth|cred)[^=&#]*)=[^&#]*", re.IGNORECASE)
+"""Parameters of an address that say by their name that nobody else should read them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,12 @@ def _local(name: str, known: str) -> Source:
             raise DataError("no such file or folder", name, f"give a path that exists or a corpus name ({known})")
         raise UsageError("unknown corpus", name, f"{known}; or give the path of a text")
     files = tuple((split, _sha256_of(paths)) for split, paths in local_files(path).items())
-    return Source(path.resolve().name, "local", str(path.resolve()), files)
+    return Source(_shown_name(path.resolve().name), "local", str(path.resolve()), files)
+
+
+def _shown_name(name: str) -> str:
+    """Return a name from outside as it may be shown and stored: on one line, without control characters, short."""
+    return one_line(name)[:LONGEST_NAME]
 
 
 def download(source: Source, store: Store) -> Text:
@@ -105,10 +118,11 @@ def download(source: Source, store: Store) -> Text:
         IntegrityError: no place had the promised bytes (both digests are named).
         NetworkError: nothing answered (what was tried is named).
     """
-    with store.draft("text") as draft, tempfile.TemporaryDirectory() as folder:
+    # What arrives lies in a draft as well: after a kill it is swept like any other.
+    with store.draft("text") as draft, store.draft("text") as arriving:
         digests = {}
         promised = dict(source.files)
-        for split, path in texts(source, Path(folder)):
+        for split, path in texts(source, arriving.folder):
             target = draft.folder / f"{split}.txt"
             check_space(draft.folder, path.stat().st_size)
             shutil.copyfile(path, target)
@@ -154,19 +168,40 @@ def _unpacked(file: CorpusFile, path: Path, folder: Path) -> Path:
     if not file.member:
         return path
     target = folder / "member.txt"  # a name of ours: what the archive calls it leads nowhere
-    most_bytes = MOST_RATIO * path.stat().st_size
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(file.member) as member, target.open("wb") as out:
-            while part := member.read(1 << 20):
-                if out.tell() + len(part) > most_bytes:
-                    raise IntegrityError(
-                        f"the archive unpacks to more than {MOST_RATIO} times its size", path, "check the address"
-                    )
-                out.write(part)
-    # What zipfile raises: damaged, no such member, a method it does not know, a password, a damaged stream.
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise IntegrityError(f"not a zip archive with {file.member}", path, f"download it again ({error})") from error
+        _unpack(path, file.member, target)
+    except RnnlmError:
+        raise
+    except OSError as error:
+        # The disk's, but for these: a damaged stream has no number, a place before the beginning is an invalid one.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _damaged(path, file.member, error) from error
+    # What zipfile and its decompressors raise: damaged, no such member, a method they do not know, a password.
+    except (
+        zipfile.BadZipFile, KeyError, RuntimeError, EOFError, ValueError, OverflowError,
+        struct.error, zlib.error, lzma.LZMAError,
+    ) as error:  # fmt: skip
+        raise _damaged(path, file.member, error) from error
     return target
+
+
+def _unpack(path: Path, name: str, target: Path) -> None:
+    """Write one member of an archive to `target`; the others are never touched."""
+    most_bytes = MOST_RATIO * path.stat().st_size
+    with zipfile.ZipFile(path) as archive, archive.open(name) as member, target.open("wb") as out:
+        if stat.S_ISLNK(archive.getinfo(name).external_attr >> 16):
+            raise IntegrityError("a link in an archive is not followed", f"{name} in {path}", "check the address")
+        while part := member.read(1 << 20):
+            if out.tell() + len(part) > most_bytes:
+                raise IntegrityError(
+                    f"the archive unpacks to more than {MOST_RATIO} times its size", path, "check the address"
+                )
+            out.write(part)
+
+
+def _damaged(path: Path, name: str, error: Exception) -> IntegrityError:
+    return IntegrityError(f"not a zip archive with {name}", path, f"download it again ({error})")
 
 
 def _embedded_text() -> str:
@@ -176,7 +211,10 @@ def _embedded_text() -> str:
 
 
 def _address(name: str) -> Source:
-    """Read `http(s)://…`, with the digest its bytes must have as an optional `#sha256=…`."""
+    """Read `https://…`, with the digest its bytes must have as an optional `#sha256=…`.
+
+    Over plain http anyone on the way can change the text, so there the digest is required; but for this machine.
+    """
     address, _, fragment = name.partition("#")
     try:
         parts = urlsplit(address)
@@ -195,12 +233,20 @@ def _address(name: str) -> Source:
             f"#{fragment}",
             "correct it or leave it out",
         )
-    return Source(Path(parts.path).stem or parts.hostname, "address", address, (("whole", digest),))
+    if parts.scheme == "http" and not digest and not is_loopback(parts.hostname):
+        raise UsageError(
+            "an http address needs the digest of its text",
+            without_password(address),
+            "use https, or append #sha256= and its 64 digits",
+        )
+    return Source(_shown_name(Path(parts.path).stem or parts.hostname), "address", address, (("whole", digest),))
 
 
 def without_password(address: str) -> str:
-    """Return an address as it may be shown and stored."""
-    return re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:***@", address)
+    """Return an address as it may be shown and stored: without password, access token or signature."""
+    hidden = re.sub(r"(://[^/?#:]*):[^/?#]*@", r"\1:***@", address)
+    hidden = re.sub(r"://[^/?#:@]+@", "://***@", hidden)  # a name without password is a token
+    return _SECRET.sub(r"\1=***", hidden)
 
 
 def local_files(path: Path) -> dict[str, list[Path]]:
@@ -250,7 +296,7 @@ def _fetch(file: CorpusFile, folder: Path) -> Path:
     for place in [*_mirror_places(file), *file.addresses]:
         shown = without_password(place)
         try:
-            path = _bring(place, folder, most_bytes)
+            path = _bring(place, folder, Bounded(most_bytes, verified=bool(file.sha256)))
         except RnnlmError:
             raise
         except RefusedError as error:
@@ -285,7 +331,7 @@ def _mirror_places(file: CorpusFile) -> list[str]:
     return [f"{mirror.rstrip('/')}/{file.name}" if "://" in mirror else str(Path(mirror).expanduser() / file.name)]
 
 
-def _bring(place: str, folder: Path, most_bytes: int) -> Path:
+def _bring(place: str, folder: Path, downloader: Bounded) -> Path:
     """Return the bytes of a path as they lie, or those of an address as a new file in `folder`."""
     if "://" not in place:
         path = Path(place)
@@ -303,9 +349,7 @@ def _bring(place: str, folder: Path, most_bytes: int) -> Path:
     pooch.get_logger().setLevel("WARNING")
     target = Path(tempfile.mkdtemp(dir=folder))
     try:
-        return Path(
-            pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=Bounded(most_bytes))
-        )
+        return Path(pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=downloader))
     except OSError as error:
         if error.errno == 28:
             raise ResourceError("no space left while downloading", target, "free some space") from error
@@ -319,11 +363,16 @@ def _reason(error: Exception) -> str:
         return f"HTTP {response.status_code}"
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, SlowError):
+        return str(error)
+    if error.args and type(error.args[0]).__name__ == "ReadTimeoutError":  # in the middle of a body
+        return "timed out"
     name = type(error).__name__
     return {
         "ConnectionError": "no connection",
         "ConnectTimeout": "timed out",
         "ReadTimeout": "timed out",
         "ChunkedEncodingError": "body cut short",
+        "ContentDecodingError": "body damaged",
         "SSLError": "TLS failed",
     }.get(name, name)

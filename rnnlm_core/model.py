@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from rnnlm_core.cells import STEPS, State
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
-from rnnlm_core.levels import Tokenizer, read_tokenizer
+from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
+from rnnlm_core.normalize import NORMALIZERS
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
 from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
@@ -26,11 +27,14 @@ from rnnlm_core.vocabulary import Vocabulary
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 ABOUT = "model.json"
+MOST_JSON = 256 << 20
+"""Bytes of a JSON file that are read into memory; a vocabulary of a million words has a tenth of it."""
 _LAYERS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
     "lstm": nn.LSTM,
 }
+_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 class LanguageModel(nn.Module):
@@ -242,6 +246,8 @@ def save_model(
 def load_model(folder: Path, device: str = "cpu") -> SavedModel:
     """Read what `save_model` wrote, on any device, in evaluation mode.
 
+    The folder may come from anyone: nothing of it is executed, and no memory is taken that its files do not fill.
+
     Raises `IntegrityError` when the files are damaged, do not fit each other, or are of a newer format.
     """
     from safetensors import SafetensorError
@@ -250,6 +256,7 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
     if (folder / MANIFEST).exists() and (fault := folder_fault(folder, folder.name)):
         raise IntegrityError(f"the model {fault}", folder, "run the training again")
     try:
+        _check_files(folder)
         content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise IntegrityError(f"model format {content['format']} is newer than {FORMAT}", folder, "upgrade rnnlm")
@@ -257,9 +264,13 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             content["tokenizer"] = {"level": content["level"], "eos": "none"}
         vocabulary = Vocabulary.load(folder)
         cut = read_tokenizer(content["tokenizer"], folder)
-        model = LanguageModel(content["cell"], len(vocabulary), ModelConfig(**content["model"]))
+        if content["normalizer"] not in NORMALIZERS or not isinstance(content["about"], dict):
+            raise ValueError("its description is of another kind")
+        config = ModelConfig(**content["model"])
         target = pick_device(device)
         weights = load_file(folder / WEIGHTS, device=str(target))
+        _check_sizes(weights, content["cell"], len(vocabulary), config)
+        model = LanguageModel(content["cell"], len(vocabulary), config)
         if misfit := _misfit(weights, model.weights()):
             raise IntegrityError(f"not a complete model: {misfit}", folder, "train it again")
         model.set_weights(weights)
@@ -272,3 +283,29 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             raise IntegrityError(what, folder / WEIGHTS, "train it again, only safetensors are read") from error
         raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
     return SavedModel(model, vocabulary, cut, content["normalizer"], content["about"])
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ValueError for what is no plain file (a pipe would never end) and for JSON of absurd size."""
+    for name in (WEIGHTS, ABOUT, VOCABULARY_FILE, BPE_FILE):
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{name} is no file")
+        if name != WEIGHTS and path.exists() and path.stat().st_size > MOST_JSON:
+            raise ValueError(f"{name} is larger than {MOST_JSON:,} bytes")
+
+
+def _check_sizes(weights: Mapping[str, Tensor], cell: str, vocabulary_size: int, config: ModelConfig) -> None:
+    """Raise ValueError if the description is of a larger model than the weights: its digits may mean terabytes."""
+    if not 1 <= config.num_layers <= len(weights) or config.hidden_size < 1 or config.embedding_size < 0:
+        raise ValueError("its sizes are none of a model")
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}")
+    hidden = config.hidden_size
+    inputs = (config.embedding_size or vocabulary_size) + (config.num_layers - 1) * hidden
+    # Its matrices alone: whether every tensor fits is checked when they are taken over.
+    needed = _GATES[cell] * hidden * (inputs + config.num_layers * hidden) + hidden * vocabulary_size
+    held = sum(tensor.numel() for tensor in weights.values())
+    if needed > held:
+        raise ValueError(f"size mismatch: {held:,} weights, at least {needed:,} described")

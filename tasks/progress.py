@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rnnlm_core.errors import one_line
 from rnnlm_core.train import Epoch
 
 
@@ -48,8 +49,8 @@ def publish(news: News) -> None:
 
 
 def warn(stage: str, text: str, cell: str = "") -> None:
-    """Publish a warning."""
-    publish(News(stage, cell, warning=text))
+    """Publish a warning; what of it came from outside forges no line of a log and fills no screen."""
+    publish(News(stage, cell, warning=one_line(text)))
 
 
 def _log(news: News) -> None:

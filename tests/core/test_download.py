@@ -1,7 +1,10 @@
 import gzip
 import hashlib
 import io
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnnlm_core import download as download_module
+from rnnlm_core import store as store_module
 from rnnlm_core import transfer
 from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import RunConfig
@@ -31,25 +35,42 @@ def _sha256(content: bytes) -> str:
 
 @dataclass
 class Site:
-    """A web site on this machine: `pages` maps a path to its bytes; what is not there is a 404."""
+    """A web site on this machine: `pages` maps a path to its bytes; what is not there is a 404.
+
+    `failing` holds the status codes to answer first; `cut_short` says how often a body ends early, `unsized` which
+    bodies come without their length, `stalling` which stop in the middle, `dripping` which never end, `endless` which
+    do not even end their headers.
+    """
 
     address: str = ""
     pages: dict[str, bytes] = field(default_factory=dict)
-    cut_short: set[str] = field(default_factory=set)
+    failing: dict[str, list[int]] = field(default_factory=dict)
+    cut_short: dict[str, int] = field(default_factory=dict)
+    unsized: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
+    stalling: set[str] = field(default_factory=set)
+    endless: set[str] = field(default_factory=set)
     dripping: set[str] = field(default_factory=set)
     zipped: set[str] = field(default_factory=set)
     moved: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
+    logins: list[str | None] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path
         self.asked.append(path)
         self.agents.append(request.headers["User-Agent"])
+        self.logins.append(request.headers["Authorization"])
         if path in self.silent:
             self.closing.wait(30)
+            return
+        if self.failing.get(path):
+            request.send_error(self.failing[path].pop(0))
+            return
+        if path in self.endless:
+            self._drip(request, b"HTTP/1.0 200 OK\r\nX: ", b"x")
             return
         if path in self.moved:
             request.send_response(302)
@@ -67,15 +88,28 @@ class Site:
             body = gzip.compress(body)
         if path in self.dripping:
             request.end_headers()
-            while not self.closing.wait(0.01):
-                try:
-                    request.wfile.write(b"x" * 100)
-                except OSError:
-                    return
+            self._drip(request, b"", b"x" * 100)
             return
-        request.send_header("Content-Length", str(len(body) + (1000 if path in self.cut_short else 0)))
+        if path not in self.unsized:
+            request.send_header("Content-Length", str(len(body)))
         request.end_headers()
-        request.wfile.write(body)
+        half = body[: len(body) // 2]
+        if path in self.stalling:
+            request.wfile.write(half)
+            self.closing.wait(30)
+        elif self.cut_short.get(path):
+            self.cut_short[path] -= 1
+            request.wfile.write(half)
+        else:
+            request.wfile.write(body)
+
+    def _drip(self, request: BaseHTTPRequestHandler, first: bytes, drop: bytes) -> None:
+        try:
+            request.wfile.write(first)
+            while not self.closing.wait(0.01):
+                request.wfile.write(drop)
+        except OSError:  # the other side has hung up
+            return
 
 
 @pytest.fixture
@@ -103,6 +137,14 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RNNLM_MIRROR", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, which nobody waits for."""
+    slept: list[float] = []
+    monkeypatch.setattr(transfer.time, "sleep", slept.append)
+    return slept
 
 
 @pytest.fixture
@@ -222,21 +264,121 @@ def test_a_wrong_file_in_the_mirror_folder_is_noticed(
         download(source, store)
 
 
-def test_a_body_cut_short_is_not_taken_for_the_text(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_is_always_cut_short_is_not_taken_for_the_text(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.pages["/timemachine.txt"] = NOVEL
-    site.cut_short.add("/timemachine.txt")
+    site.cut_short["/timemachine.txt"] = 100
     source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
     with pytest.raises(NetworkError, match=r"timemachine\.txt \(body cut short\)"):
         download(source, store)
+    assert len(site.asked) == 3
     assert _nothing_was_kept(store)
 
 
-def test_a_silent_server_is_given_up(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_cut_short_once_is_fetched_anew_from_its_start(site: Site, store: Store) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    site.cut_short["/novel.txt"] = 1
+    assert _brought(resolve(f"{site.address}/novel.txt"), store) == {"whole": NOVEL}
+    assert len(site.asked) == 2
+
+
+def test_a_body_cut_short_without_a_length_is_noticed_by_its_digest(site: Site, store: Store) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    site.unsized.add("/novel.txt")
+    assert _brought(resolve(f"{site.address}/novel.txt#sha256={_sha256(NOVEL)}"), store) == {"whole": NOVEL}
+    site.cut_short["/novel.txt"] = 1
+    got = _sha256(NOVEL[: len(NOVEL) // 2])
+    with pytest.raises(IntegrityError, match=rf"expected sha256 {_sha256(NOVEL)}: .* has sha256 {got}"):
+        download(resolve(f"{site.address}/novel.txt#sha256={_sha256(NOVEL)}"), store)
+
+
+@pytest.mark.parametrize("where", ["silent", "stalling"])
+def test_a_server_that_falls_silent_is_asked_thrice_and_given_up(
+    where: str, site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
-    site.silent.add("/timemachine.txt")
+    site.pages["/timemachine.txt"] = NOVEL
+    getattr(site, where).add("/timemachine.txt")
     source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
     with pytest.raises(NetworkError, match=r"timemachine\.txt \(timed out\)"):
         download(source, store)
+    assert len(site.asked) == 3
+    assert _nothing_was_kept(store)
+
+
+def test_an_overloaded_server_is_asked_again_after_growing_pauses(
+    site: Site, store: Store, pauses: list[float]
+) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    site.failing["/novel.txt"] = [500, 503]
+    assert _brought(resolve(f"{site.address}/novel.txt"), store) == {"whole": NOVEL}
+    assert len(site.asked) == 3
+    first, second = pauses
+    assert 0.25 <= first <= 0.75
+    assert 0.5 <= second <= 1.5
+
+
+def test_two_downloads_do_not_pause_alike(site: Site, store: Store, pauses: list[float]) -> None:
+    for name in ("/a", "/b"):
+        site.pages[name] = NOVEL
+        site.failing[name] = [500]
+        download(resolve(f"{site.address}{name}"), store)
+    assert pauses[0] != pauses[1]
+
+
+@pytest.mark.parametrize(("code", "requests"), [(500, 3), (503, 3), (429, 3), (404, 1), (403, 1)])
+def test_an_answer_that_will_not_change_is_not_asked_for_again(
+    code: int, requests: int, site: Site, store: Store
+) -> None:
+    site.failing["/novel.txt"] = [code] * 9
+    with pytest.raises(NetworkError, match=rf"novel\.txt \(HTTP {code}\)"):
+        download(resolve(f"{site.address}/novel.txt"), store)
+    assert len(site.asked) == requests
+
+
+def test_a_damaged_text_in_the_store_is_fetched_once_more(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/timemachine.txt"] = NOVEL
+    source = _publish(monkeypatch, f"{site.address}/timemachine.txt")
+    handle = download(source, store).handle
+    (store.path(handle) / "whole.txt").write_bytes(NOVEL[:-1] + b"!")
+    assert "damaged" in store.fault(handle)
+    assert _brought(source, store) == {"whole": NOVEL}
+    assert len(site.asked) == 2
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from rnnlm_core.download import download, resolve
+from rnnlm_core.store import Store
+
+download(resolve(sys.argv[1]), Store(Path(sys.argv[2])))
+"""
+
+
+def test_a_kill_in_the_middle_leaves_no_part_of_a_text(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/novel.txt"] = NOVEL * 100
+    site.stalling.add("/novel.txt")
+    address = f"{site.address}/novel.txt#sha256={_sha256(NOVEL * 100)}"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, address, str(store.root)])
+    try:
+        while not [path for path in store.root.rglob("*") if path.is_file() and path.stat().st_size]:
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+    assert list(store.handles()) == []
+    monkeypatch.setattr(store_module, "ABANDONED_SECONDS", 0)
+    assert store.sweep()
+    assert _nothing_was_kept(store)
+    site.stalling.clear()
+    assert _brought(resolve(address), store) == {"whole": NOVEL * 100}
 
 
 def test_when_nothing_answers_everything_tried_and_both_remedies_are_named(
@@ -602,12 +744,56 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_drips_is_given_up(site: Site, store: Store) -> None:
+@pytest.mark.parametrize("where", ["dripping", "endless"])
+def test_a_server_that_drips_is_given_up(where: str, site: Site, store: Store) -> None:
+    site.pages["/slow.txt"] = b""
+    getattr(site, where).add("/slow.txt")
+    with pytest.raises(NetworkError, match=r"tried .*/slow.txt \(too slow, [\d,]+ bytes in \d+ s\)"):
+        download(resolve(f"{site.address}/slow.txt"), store)
+    assert len(site.asked) == 1
+    assert _nothing_was_kept(store)
+
+
+def test_a_drip_that_never_fills_a_block_is_given_up_as_well(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading waits until a block is full: what judges the pace must not wait with it."""
+    monkeypatch.setattr(transfer, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "CHUNK", 1 << 30)
     site.pages["/slow.txt"] = b""
     site.dripping.add("/slow.txt")
-    with pytest.raises(IntegrityError, match=r"download refused: .*/slow.txt too slow, [\d,]+ bytes in 0 s"):
+    with pytest.raises(NetworkError, match=r"\(too slow, 0 bytes in \d+ s\)"):
         download(resolve(f"{site.address}/slow.txt"), store)
+
+
+def test_bytes_that_never_end_are_given_up_however_fast_they_come(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "MOST_SECONDS", 0.3)
+    site.pages["/endless.txt"] = b""
+    site.dripping.add("/endless.txt")
+    with pytest.raises(NetworkError, match=r"\(not done after 0 s, [\d,]+ bytes\)"):
+        download(resolve(f"{site.address}/endless.txt"), store)
     assert _nothing_was_kept(store)
+
+
+def test_a_slow_server_is_passed_over_when_another_is_fast(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(transfer, "FEWEST_BYTES_PER_SECOND", 10**6)
+    site.pages |= {"/slow.txt": b"", "/fast.txt": NOVEL}
+    site.dripping.add("/slow.txt")
+    source = _publish(monkeypatch, f"{site.address}/slow.txt", f"{site.address}/fast.txt")
+    assert _brought(source, store) == {"whole": NOVEL}
+
+
+def test_a_login_stays_with_the_host_it_was_given_for(site: Site, store: Store) -> None:
+    site.pages["/novel.txt"] = NOVEL
+    elsewhere = site.address.replace("127.0.0.1", "localhost")
+    site.moved = {"/a": "/b", "/b": f"{elsewhere}/novel.txt"}
+    assert _brought(resolve(f"{site.address.replace('//', '//me:secret@')}/a"), store) == {"whole": NOVEL}
+    assert [login is not None for login in site.logins] == [True, True, False]
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -4,19 +4,18 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rnnlm_core.config import EvaluateConfig, GenerateConfig, TokenizerConfig
 from rnnlm_core.download import resolve
-from rnnlm_core.errors import DataError, IntegrityError, NetworkError
+from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.store import Store
 from tasks import workspace
 from tasks.compare import compare
 from tasks.corpus import corpus
-from tasks.download import _outside_world, download
+from tasks.download import download
 from tasks.evaluate import TrackedEvaluation, evaluate
 from tasks.generate import Samples, generate
 from tasks.progress import News
@@ -53,15 +52,9 @@ def test_the_stages_of_a_cell_are_shown_with_it() -> None:
     assert shown == {stage.name: stage.name for stage in STAGES} | of_cells
 
 
-def test_only_a_network_that_does_not_answer_is_asked_again() -> None:
-    def failed(error: Exception) -> SimpleNamespace:
-        return SimpleNamespace(data=error)
-
-    assert _outside_world(None, None, failed(NetworkError("cannot download", "x", "y"))) is True
-    assert _outside_world(None, None, failed(IntegrityError("digest mismatch", "x", "y"))) is False
-    assert _outside_world(None, None, SimpleNamespace()) is False
-    assert download.retries == 2
-    assert all(stage.retries == 0 for stage in STAGES if stage is not download)
+def test_no_stage_is_retried_as_a_whole() -> None:
+    """A download asks its addresses again itself: both together would multiply."""
+    assert {stage.name: stage.retries for stage in STAGES} == {stage.name: 0 for stage in STAGES}
 
 
 def test_the_stages_before_training_hand_on_verified_artifacts(home: Path, text: Path) -> None:
