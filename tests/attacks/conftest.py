@@ -80,12 +80,12 @@ def bomb(request: pytest.FixtureRequest, trace: Path) -> bytes:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, made once because its migrations take seconds."""
-    from tasks import tracking
+    from tasks import tracking_database
 
     home = tmp_path_factory.mktemp("template")
     with mock.patch.dict(os.environ, RNNLM_HOME=str(home)):
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        tracking.client()
+        tracking_database.client()
     return home / "mlflow.db"
 
 

@@ -217,8 +217,8 @@ def test_hostile_weights_are_refused(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.popitem(), "(alone|mismatch|described)"),
-        (lambda w: w.update(extra=torch.zeros(1)), "Unexpected"),
+        (lambda w: w.popitem(), "in the description alone"),
+        (lambda w: w.update(extra=torch.zeros(1)), "extra is in the weights alone"),
         (lambda w: w.update({"output.bias": torch.zeros(8)}), "mismatch"),
         (lambda w: w.update({"output.bias": torch.zeros(7, dtype=torch.int64)}), "output.bias holds torch.int64"),
         (lambda w: w.update({"output.bias": torch.zeros(7, dtype=torch.bool)}), "output.bias holds torch.bool"),

@@ -11,7 +11,7 @@ from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, RnnlmError, UsageError, one_line
 from rnnlm_core.presets import run_config
 from rnnlm_core.store import Store
-from tasks import progress, tracking
+from tasks import progress, tracked_runs, tracking, tracking_database
 from tasks.progress import News
 
 HOSTILE = [
@@ -174,9 +174,9 @@ def test_a_run_of_a_text_of_that_name_is_tracked_and_found(name: str, home: Path
     shown = one_line(name)[:100]
     with tracking.parent_run("quickstart", shown, {"corpus.name": name}, "flow") as flow:
         pass
-    run = tracking.client().get_run(flow.parent_run_id)
+    run = tracking_database.client().get_run(flow.parent_run_id)
     assert run.data.tags["rnnlm.corpus"] == shown
-    assert tracking.tracked_cells(shown) == []
+    assert tracked_runs.tracked_cells(shown) == []
     outside = [path for path in home.parent.iterdir() if path != home]
     assert outside == []
 
@@ -184,13 +184,13 @@ def test_a_run_of_a_text_of_that_name_is_tracked_and_found(name: str, home: Path
 @pytest.mark.parametrize("name", [name for name in HOSTILE if "\0" not in name and "\ud800" not in name], ids=ascii)
 def test_no_model_of_that_name_is_told_in_one_line(name: str, home: Path) -> None:
     with pytest.raises(DataError, match="no such model") as caught:
-        tracking.find_model_run(name)
+        tracked_runs.find_model_run(name)
     _check_line(caught.value)
 
 
 def test_a_filter_is_no_query(home: Path) -> None:
     with tracking.parent_run("quickstart", "book", {}, "flow") as flow, tracking.child_run(flow, "gru", "key", {}):
         pass
-    assert len(tracking.tracked_cells("book")) == 1
+    assert len(tracked_runs.tracked_cells("book")) == 1
     for name in ("x' OR tags.`rnnlm.kind` = 'cell", "book' --", "%", "boo_", "' OR '1'='1", 'x" OR "1"="1'):
-        assert tracking.tracked_cells(name) == []
+        assert tracked_runs.tracked_cells(name) == []

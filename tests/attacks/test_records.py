@@ -16,7 +16,7 @@ from rnnlm_core.model import LanguageModel, load_model, save_model
 from rnnlm_core.presets import run_config
 from rnnlm_core.store import MANIFEST, Handle
 from rnnlm_core.vocabulary import Vocabulary
-from tasks import caching, progress, tracking, workspace
+from tasks import caching, progress, tracked_models, tracked_runs, tracking, workspace
 from tasks.caching import READER, NotWhole, VerifiedSerializer
 from tasks.download import download
 from tasks.progress import News
@@ -136,7 +136,7 @@ def test_what_lies_beside_a_logged_model_is_not_read(home: Path, logged: Path, b
     (logged / "code" / "rnnlm_core").mkdir(parents=True)
     for name in ("MLmodel", "python_model.pkl", "logged_model.py", "code/rnnlm_core/__init__.py", "code/json.py"):
         (logged / name).write_bytes(bomb)
-    saved = load_model(tracking.model_files(logged.as_uri()))
+    saved = load_model(tracked_models.model_files(logged.as_uri()))
     assert len(saved.vocabulary) == 7
     assert not trace.exists()
 
@@ -147,7 +147,7 @@ def test_a_bomb_in_a_logged_model_does_not_go_off(
 ) -> None:
     (logged / "artifacts" / "model" / name).write_bytes(bomb)
     with pytest.raises(IntegrityError):
-        load_model(tracking.model_files(logged.as_uri()))
+        load_model(tracked_models.model_files(logged.as_uri()))
     assert not trace.exists()
 
 
@@ -195,7 +195,7 @@ def test_the_environment_is_in_no_message(home: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("RNNLM_TOKEN", SECRET)
     messages = []
     for ask in (
-        lambda: tracking.find_model_run("nothing"),
+        lambda: tracked_runs.find_model_run("nothing"),
         lambda: run_config(changes={"train.epochs": "$RNNLM_TOKEN"}),
         lambda: workspace.store().open(Handle("text", "${RNNLM_TOKEN}")),
         lambda: load_model(home),
