@@ -16,6 +16,7 @@ from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.inspection import inspect
 from rnnlm_core.presets import run_config
 from tasks import health, progress, tracking
+from tasks.caching import VerifiedSerializer
 from tasks.compare import compare
 from tasks.corpus import corpus as encode
 from tasks.download import download
@@ -33,7 +34,11 @@ THREADS = 16
 SLOWEST_FIRST = ("gru", "lstm", "rnn")
 
 
-@flow(name="language-model", task_runner=ThreadPoolTaskRunner(max_workers=THREADS))
+@flow(
+    name="language-model",
+    task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
+    result_serializer=VerifiedSerializer(),  # Prefect keeps a flow's failure too, by default as a pickle
+)
 def language_model(
     preset: str = "quickstart",
     corpus: str | None = None,

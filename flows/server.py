@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from rnnlm_core.download import without_password
 from rnnlm_core.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Api:
         except httpx.HTTPError as error:
             raise ResourceError(
                 "the Prefect server does not answer",
-                f"{self.url} ({type(error).__name__})",
+                f"{without_password(self.url)} ({type(error).__name__})",
                 "start it with `prefect server start`, or unset PREFECT_API_URL to run without one",
             ) from error
 

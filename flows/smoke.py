@@ -9,6 +9,7 @@ from prefect import flow
 from flows.language_model import language_model
 from rnnlm_core.presets import smoke as smoke_config
 from tasks import tracked_models, tracked_runs
+from tasks.caching import VerifiedSerializer
 
 NUM_STAGES = 5 + 3 * 3 + 1
 
@@ -21,7 +22,7 @@ class Check:
     held: bool
 
 
-@flow(name="smoke")
+@flow(name="smoke", result_serializer=VerifiedSerializer())
 def smoke() -> list[dict[str, Any]]:
     """Run the `smoke` preset twice and return what was checked and whether it held.
 

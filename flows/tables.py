@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flows.summary import figure
+from rnnlm_core.download import without_password
 from rnnlm_core.statistics import Statistics
 from tasks.tracked_runs import TrackedRun
 from tasks.workspace import PROJECT
@@ -79,7 +80,11 @@ def _shown(tokens: tuple[str, ...]) -> str:
 def ui_commands(tracking_uri: str) -> list[str]:
     """Return the two commands that open the user interfaces (of an MLflow that runs already, its address)."""
     local = tracking_uri.startswith("sqlite:")
-    runs = _command("mlflow", f"ui --backend-store-uri {shlex.quote(tracking_uri)}") if local else tracking_uri
+    runs = (
+        _command("mlflow", f"ui --backend-store-uri {shlex.quote(tracking_uri)}")
+        if local
+        else without_password(tracking_uri)
+    )
     # In the project folder Prefect finds its home by itself.
     elsewhere = "" if Path.cwd() == PROJECT else f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} "
     return [

@@ -69,6 +69,7 @@ class Checkpoints:
 
     def load(self) -> tuple[Snapshot | None, list[str]]:
         """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         faults: list[str] = []
@@ -78,11 +79,16 @@ class Checkpoints:
             except IntegrityError as error:
                 faults.append(str(error))
                 continue
-            content = json.loads((folder / "state.json").read_text())
-            if content["key"] != self.key:
-                faults.append(f"artifact checkpoint:{digest[:12]} is that of another training, {content['key']}")
+            try:
+                content = json.loads((folder / "state.json").read_text())
+                key, snapshot = content["key"], Snapshot(load_file(folder / "state.safetensors"), content["facts"])
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                faults.append(f"artifact checkpoint:{digest[:12]} is no checkpoint ({error!r})")
                 continue
-            return Snapshot(load_file(folder / "state.safetensors"), content["facts"]), faults
+            if key != self.key:
+                faults.append(f"artifact checkpoint:{digest[:12]} is that of another training, {key}")
+                continue
+            return snapshot, faults
         return None, faults
 
     def clear(self) -> None:

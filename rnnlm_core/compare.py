@@ -45,9 +45,15 @@ def compare(trained: Sequence[Trained], evaluated: Sequence[Evaluated], store: S
     rows = tuple(_row(t, e) for t, e in zip(trained, evaluated, strict=True))
     best = min(rows, key=lambda r: r.train_perplexity if r.valid_perplexity is None else r.valid_perplexity)
     with store.draft("comparison") as draft:
-        (draft.folder / TABLE).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        table = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
+        (draft.folder / TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
         plot_perplexity(trained, draft.folder / PICTURE)
         return Compared(draft.publish(), rows, best.cell)
+
+
+def _finite(value: object) -> object:
+    """Return a value as JSON knows it: it has no word for infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row(trained: Trained, evaluated: Evaluated) -> Row:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -158,6 +159,8 @@ class Store:
 
     def fault(self, handle: Handle) -> str:
         """Return what is wrong with an artifact in a few words, or "" if it is whole."""
+        if not re.fullmatch("[a-z]+/[0-9a-f]{64}", f"{handle.kind}/{handle.sha256}"):
+            return "is no name of an artifact"  # but perhaps a place outside the store
         return folder_fault(self.path(handle), handle.sha256)
 
     def handles(self, kind: str = "*") -> Iterator[Handle]:

@@ -6,11 +6,14 @@ for when needed, so that a worker, a test or a moved folder finds its own.
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rnnlm_core.config import CHECKPOINT_SECONDS
+from rnnlm_core.download import without_password
 from rnnlm_core.errors import ResourceError, UsageError
 from rnnlm_core.store import Store
 
+TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -35,17 +38,26 @@ def store() -> Store:
 def tracking_uri() -> str:
     """Return the address of the MLflow store: `MLFLOW_TRACKING_URI`, or `mlflow.db` at home."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen and "://" not in chosen:
+    if not chosen:
+        return f"sqlite:///{home() / 'mlflow.db'}"
+    scheme, _, place = chosen.partition("://")
+    # sqlite:// and sqlite:/// name a database in memory: its runs would be gone with the command.
+    if scheme.partition("+")[0] not in TRACKING_SCHEMES or not place.strip("/"):
         raise UsageError(
             "`MLFLOW_TRACKING_URI` must be an address such as sqlite:////path/mlflow.db or http://host:5000",
-            chosen,
-            "correct or unset it",
+            without_password(chosen),
+            f"correct or unset it (known: {', '.join(TRACKING_SCHEMES)})",
         )
-    return chosen or f"sqlite:///{home() / 'mlflow.db'}"
+    return chosen
 
 
 def prepare_environment() -> None:
     """Give Prefect and MLflow their settings, before either is imported; what the user has set stays."""
+    api = os.environ.get("PREFECT_API_URL", "")
+    try:
+        urlsplit(api)
+    except ValueError as error:  # Prefect would not even be imported
+        raise UsageError("`PREFECT_API_URL` is not an address", without_password(api), "correct or unset it") from error
     results = artifacts() / "results"
     try:
         results.mkdir(parents=True, exist_ok=True)

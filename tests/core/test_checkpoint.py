@@ -141,3 +141,18 @@ def test_trainings_in_the_same_state_have_checkpoints_of_their_own(store: Store)
     Checkpoints(store, "key").clear()
     assert Checkpoints(store, "other").load()[0] is not None
     assert pending(store) == ["other"]
+
+
+def test_an_artifact_that_is_no_checkpoint_is_skipped_and_told(store: Store) -> None:
+    Checkpoints(store, "key").save(snapshot(1))
+    with store.draft("checkpoint") as draft:  # whole as an artifact, its digest in the list
+        (draft.folder / "state.json").write_text('{"key": "key", "facts": {}}')
+        (draft.folder / "state.safetensors").write_bytes(b"\x80\x04")
+        handle = draft.publish()
+    pointer = Checkpoints(store, "key").pointer
+    pointer.write_text(json.dumps([handle.sha256, *json.loads(pointer.read_text())]))
+    loaded, faults = Checkpoints(store, "key").load()
+    assert loaded is not None
+    assert loaded.facts["best_epoch"] == 1
+    (fault,) = faults
+    assert f"checkpoint:{handle.sha256[:12]} is no checkpoint (SafetensorError" in fault

@@ -595,7 +595,20 @@ def test_d29_bytes_of_a_shell_that_are_no_text_are_told_on_any_terminal(bare_hom
 # D36, D37, D39: databases and servers
 
 
-@pytest.mark.parametrize("address", ["./mlruns", "mlruns", "databricks", "C:\\mlruns"])
+ADDRESSES = (
+    "./mlruns",
+    "mlruns",
+    "databricks",
+    "C:\\mlruns",
+    "file:///runs",
+    "foo://x",
+    "ftp://x/y",
+    "sqlite://",
+    "sqlite:///",
+)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
 def test_d36_a_tracking_address_without_scheme_is_refused(
     rnnlm: Callable[..., Answer], bare_home: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
@@ -679,6 +692,14 @@ def foreign_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}/api"
         server.shutdown()
         thread.join()
+
+
+def test_d39_an_address_that_is_none_is_one_line(
+    rnnlm: Callable[..., Answer], bare_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://[::1/api")
+    check_refused(rnnlm(*RUN), 2, ("`PREFECT_API_URL` is not an address", "http://[::1/api", "correct or unset it"))
+    assert files(bare_home) == []
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1/api", "", "rubbish", "ftp://127.0.0.1/api"])

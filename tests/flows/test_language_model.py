@@ -19,6 +19,7 @@ from flows.summary import PartlyDoneError
 from rnnlm_core.errors import ConfigError, DataError, ResourceError, Stopped, UsageError
 from tasks import progress, tracked_models, tracked_runs
 from tasks import train as train_stage
+from tasks.caching import record_fault
 from tasks.progress import News
 from tasks.tracking_database import client
 
@@ -219,6 +220,10 @@ def test_when_every_cell_fails_the_first_reason_is_raised(
     monkeypatch.setattr(train_stage, "train_in_child", fail)
     with pytest.raises(ResourceError, match=r"out of memory: (rnn|gru): lower train.batch_size"):
         run(("rnn", "gru"))
+    # The stages before, the failures of both cells in both later stages, and the flow's own: no pickle among them.
+    records = list((home / "artifacts" / "results").iterdir())
+    assert len(records) >= 5 + 2 + 1
+    assert [health_fault for path in records if (health_fault := record_fault(path))] == []
     assert {one.info.status for one in all_runs(client())} == {"FAILED"}
 
 
