@@ -221,8 +221,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     )  # fmt: skip
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)  # noqa: S607
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # noqa: S607
 
 
 def test_a_run_on_a_disk_that_fills_up_is_never_finished_with_a_gap(small_disk: Path) -> None:
