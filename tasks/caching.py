@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -23,12 +24,15 @@ from prefect.settings import get_current_settings
 from prefect.transactions import IsolationLevel
 from pydantic import TypeAdapter
 
-from rnnlm_core.store import Handle
+from rnnlm_core.errors import ResourceError
+from rnnlm_core.store import Handle, check_space
 from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
 
 Result = TypeVar("Result")
 READER: Final = "rnnlm-verified"
+LARGEST_WRAPPING: Final = 4096
+"""Bytes that Prefect writes around a record (which it also escapes) at most."""
 RESULTS: dict[str, type] = {}
 """The classes a record can hold, by name: nothing else is ever built from one."""
 
@@ -83,12 +87,12 @@ class ContentPolicy(CachePolicy):
         """Return the key, or None when the content of an input is not known beforehand."""
         try:
             key = cache_key(task_ctx.task.name, inputs, self.core_module)
+            if key is not None:
+                _drop_foreign_record(key)
         except Exception as error:
             # Prefect would go on without a word on the screen, and the work would be lost to the cache.
             progress.warn("cache", f"no key for {task_ctx.task.name}, its result will not be kept: {error!r}")
             raise
-        if key is not None:
-            _drop_foreign_record(key)
         return key
 
 
@@ -99,10 +103,13 @@ def _drop_foreign_record(key: str) -> None:
         reader = json.loads(record.read_bytes())["metadata"]["serializer"]["type"]
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
         reader = None
     if reader != READER and not KernelLocks().is_locked(key):  # held: another run is writing it
-        record.unlink(missing_ok=True)
+        if record.is_dir():
+            shutil.rmtree(record)
+        else:
+            record.unlink(missing_ok=True)
         progress.warn("cache", f"not a record of ours: {record}: removed, doing it again")
 
 
@@ -180,7 +187,9 @@ class VerifiedSerializer(Serializer):
         """Return the record of a result; the record of a failure never counts."""
         if isinstance(obj, BaseException):
             return json.dumps({"failure": repr(obj)}).encode()
-        return json.dumps({"result": type(obj).__name__, "value": dataclasses.asdict(obj)}).encode()
+        record = json.dumps({"result": type(obj).__name__, "value": dataclasses.asdict(obj)}).encode()
+        _warn_without_space(type(obj).__name__, record)
+        return record
 
     def loads(self, blob: bytes) -> Any:
         """Return the result of a record; raises `NotWhole` (a miss, for Prefect) if it names what is not there."""
@@ -192,6 +201,15 @@ class VerifiedSerializer(Serializer):
             _warn_once(record["result"], fault)
             raise NotWhole(fault)
         return result
+
+
+def _warn_without_space(what: str, record: bytes) -> None:
+    """Say what Prefect only logs: it goes on without the record, and what was done will not be found."""
+    folder = Path(get_current_settings().results.local_storage_path)
+    try:
+        check_space(folder if folder.exists() else workspace.artifacts().parent, 2 * len(record) + LARGEST_WRAPPING)
+    except ResourceError as error:
+        progress.warn("cache", f"the record of {what} cannot be kept, the next run does it again: {error}")
 
 
 def read_result(record: dict[str, Any]) -> Any:

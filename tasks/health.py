@@ -80,7 +80,7 @@ def repair() -> Iterator[str]:
 def tidy() -> Iterator[str]:
     """Do the part of `repair` that takes no time and needs no reading: what every flow does when it starts."""
     store = workspace.store()
-    for path in store.sweep():
+    for path in [*store.sweep(), *tracking_database.sweep_drafts()]:
         yield f"removed what a process that is gone left unfinished: {path}"
     clear_checkpoints()
     dead = tracking.close_dead_runs()
@@ -190,7 +190,8 @@ def _database_faults(path: Path) -> Iterator[str]:
             yield f"database {path} is damaged (no SQLite file): restore it, or move it away to start anew"
             return
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
+        # Not read-only: what a kill left half written is taken back by the first to open it.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as database:
             found = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
     except sqlite3.DatabaseError as error:
         found = [str(error)]

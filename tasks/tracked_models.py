@@ -10,7 +10,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from rnnlm_core.errors import DataError
-from tasks.tracking_database import client, experiment_id
+from tasks.tracking_database import client, experiment_id, own_errors
 
 _registering = threading.Lock()
 
@@ -33,7 +33,7 @@ def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
     _forget_unfinished(run_id)
     # Created here, in the run's experiment: MLflow itself would put it into its default one, under the current folder.
     model = client().create_logged_model(experiment_id(), name="model", source_run_id=run_id, tags={"cell": cell})
-    with _registering:  # MLflow runs the model's source through a global variable
+    with _registering, own_errors():  # MLflow runs the model's source through a global variable
         logged = Model.log(
             artifact_path=None,
             model_id=model.model_id,
@@ -84,7 +84,8 @@ def model_files(uri: str) -> Path:
     """Bring the files of a logged or registered model here and return their folder."""
     client()
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        with own_errors():
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except MlflowException as error:
         raise DataError("no such model", uri, "`rnnlm compare` lists the runs there are") from error
     (files,) = (folder / "artifacts").iterdir()  # MLflow keeps the name that the folder had
@@ -94,4 +95,5 @@ def model_files(uri: str) -> Path:
 def predict(uri: str, texts: list[str], **parameters: Any) -> list[str]:
     """Load a logged model the way anyone would, with one MLflow call, and let it continue texts."""
     client()
-    return list(mlflow.pyfunc.load_model(uri).predict(texts, params=parameters))
+    with own_errors():
+        return list(mlflow.pyfunc.load_model(uri).predict(texts, params=parameters))

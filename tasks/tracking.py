@@ -16,8 +16,9 @@ from typing import Any
 from mlflow.entities import Metric, Param, RunTag
 
 from rnnlm_core.crashpoints import crashpoint
+from rnnlm_core.errors import RnnlmError
 from rnnlm_core.train import Epoch
-from tasks import processes, tracked_runs, workspace
+from tasks import processes, progress, tracked_runs, workspace
 from tasks.tracked_runs import TrackedRun
 from tasks.tracking_database import client, experiment_id
 
@@ -101,8 +102,11 @@ def _closing(run_id: str) -> Iterator[None]:
     except BaseException as error:
         # Exceptions that are no `Exception` are somebody's wish to end: Ctrl-C, a cancelled flow.
         status = "FAILED" if isinstance(error, Exception) and type(error).__name__ != "Stopped" else "KILLED"
-        client().set_tag(run_id, "rnnlm.error", repr(error)[:500])
-        client().set_terminated(run_id, status)
+        try:
+            client().set_tag(run_id, "rnnlm.error", repr(error)[:500])
+            client().set_terminated(run_id, status)
+        except RnnlmError as fault:  # what ended the run says more than that this could not be noted
+            progress.warn("mlflow", f"run {run_id} stays open until the next start: {fault}")
         raise
     else:
         client().set_terminated(run_id, "FINISHED")

@@ -1,19 +1,23 @@
 """Where MLflow keeps its runs: the database is created as a whole, checked before it is believed, and found again."""
 
 import functools
+import glob
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import mlflow
 import requests
-from filelock import FileLock
+from alembic.script import ScriptDirectory
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from rnnlm_core.errors import IntegrityError, ResourceError
-from tasks import workspace
+from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
+from tasks import patience, workspace
 
 EXPERIMENT = "rnnlm"
 
@@ -21,6 +25,7 @@ EXPERIMENT = "rnnlm"
 def client() -> MlflowClient:
     """Return a client of the workspace's MLflow store, which is created if it is not there."""
     uri = workspace.tracking_uri()
+    patience.be_patient()
     if uri.startswith("sqlite:///"):
         _create_database(Path(uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(uri)
@@ -35,7 +40,39 @@ def _client(uri: str) -> MlflowClient:
         except requests.RequestException as error:
             reason = f"{uri} ({type(error).__name__})"
             raise ResourceError("MLflow does not answer", reason, "start it, or unset MLFLOW_TRACKING_URI") from error
-    return MlflowClient(tracking_uri=uri)
+    with own_errors():
+        return cast(MlflowClient, _Client(MlflowClient(tracking_uri=uri)))
+
+
+class _Client:
+    """MLflow's client, whose calls raise our errors."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        @functools.wraps(call)
+        def told(*arguments: Any, **more: Any) -> Any:
+            with own_errors():
+                return call(*arguments, **more)
+
+        return told
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the error of ours that MLflow has wrapped into one of its own."""
+    try:
+        yield
+    except MlflowException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RnnlmError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
 
 
 def _create_database(path: Path) -> None:
@@ -44,35 +81,72 @@ def _create_database(path: Path) -> None:
         _check_database(path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with _turn_to_create(path):
         if path.exists():
             return
+        for left in _drafts(path):  # nobody else's: we hold the lock
+            left.unlink(missing_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        draft.unlink(missing_ok=True)
         location = (workspace.artifacts() / "mlflow").as_uri()
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").create_experiment(EXPERIMENT, artifact_location=location)
+        with own_errors():
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").create_experiment(EXPERIMENT, artifact_location=location)
         draft.replace(path)
+
+
+def _turn_to_create(path: Path) -> FileLock:
+    return FileLock(f"{path}.lock")
+
+
+def _drafts(path: Path) -> list[Path]:
+    """Return the databases that were never finished, with their journals."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"))
+
+
+def sweep_drafts() -> list[Path]:
+    """Remove what processes left that were killed while they created the database; return what was removed."""
+    uri = workspace.tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not _drafts(path):
+        return []
+    try:
+        with _turn_to_create(path).acquire(timeout=0):
+            left = _drafts(path)
+            for draft in left:
+                draft.unlink(missing_ok=True)
+            return left
+    except Timeout:  # somebody is creating it now
+        return []
 
 
 @functools.cache
 def _check_database(path: Path) -> None:
+    """Raise `IntegrityError` before MLflow opens, and changes, what it cannot use."""
     with path.open("rb") as file:
         header = file.read(16)
     if header != b"SQLite format 3\0":
-        raise IntegrityError(
-            "not an MLflow database",
-            f"{path} ({path.stat().st_size} bytes)",
-            "restore it, or move it away to start anew",
-        )
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        raise _no_database(path, f"{path.stat().st_size} bytes")
+    # Not read-only: the first to open it after a kill takes back what was half written.
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, factory=patience.PatientConnection)) as database:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise _no_database(path, found)
         try:
-            connection.execute("SELECT count(*) FROM experiments")
-        except sqlite3.DatabaseError as error:
-            if "locked" in str(error):
-                raise ResourceError("the MLflow database is locked", path, "wait for the other program") from error
-            raise IntegrityError(
-                "not an MLflow database", f"{path} ({error})", "restore it, or move it away to start anew"
-            ) from error
+            database.execute("SELECT count(*) FROM experiments")
+            version = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError as error:
+            raise _no_database(path, str(error)) from error
+    ours = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if version != (ours.get_current_head(),):
+        raise IntegrityError(
+            "an MLflow database of another version",
+            f"{path} ({version[0] if version else 'unfinished'}, this MLflow has {ours.get_current_head()})",
+            "use the MLflow that wrote it, or copy it and try `mlflow db upgrade`, or move it away to start anew",
+        )
+
+
+def _no_database(path: Path, reason: str) -> IntegrityError:
+    return IntegrityError("not an MLflow database", f"{path} ({reason})", "restore it, or move it away to start anew")
 
 
 def experiment_id() -> str:

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,65 @@ def test_an_honest_pickle_would_have_run(tmp_path: Path) -> None:
     """What is planted above does leave its trace when it is read as a pickle."""
     pickle.loads(pickle.dumps(Planted(tmp_path / "trace")))  # noqa: S301 - our own
     assert (tmp_path / "trace").read_text() == "run"
+
+
+def truncated(record: Path) -> None:
+    record.write_bytes(record.read_bytes()[:-40])
+
+
+def a_folder(record: Path) -> None:
+    record.unlink()
+    record.mkdir()
+    (record / "within").write_text("something")
+
+
+@pytest.mark.parametrize("spoil", [truncated, a_folder])
+def test_what_is_no_record_any_more_is_made_again_with_one_warning(
+    run: Run, heard: list[News], train_here: list[str], spoil: Callable[[Path], None]
+) -> None:
+    first = run()
+    heard.clear()
+    spoil(record_of("vocabulary"))
+    second = run()
+    (warning,) = [news.warning for news in heard if news.warning]
+    assert "not a record of ours" in warning
+    assert stages(heard) == {"vocabulary"}
+    assert second["cells"]["rnn"] == {**first["cells"]["rnn"], "cached": True}
+    assert run()["tasks"]["executed"] == 0
+
+
+@pytest.fixture
+def full_disk_for_records(home: Path) -> Iterator[Path]:
+    """A file system of its own for the records, on which nothing fits any more until the file `ballast` is removed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = workspace.artifacts() / "results"
+    place.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)],  # noqa: S607
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        (place / "ballast").write_bytes(bytes(shutil.disk_usage(place).free))
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)  # noqa: S607
+
+
+def test_records_that_do_not_fit_on_the_disk_are_told_and_made_by_the_next_run(
+    run: Run, heard: list[News], train_here: list[str], full_disk_for_records: Path
+) -> None:
+    first = run()
+    warnings = [news.warning for news in heard if news.warning]
+    assert len(warnings) == 9
+    assert all("cannot be kept, the next run does it again: no space left" in warning for warning in warnings)
+    (full_disk_for_records / "ballast").unlink()
+    heard.clear()
+    second = run()
+    assert len([news for news in heard if "not a record of ours" in news.warning]) == 9  # empty files
+    assert second["tasks"] == {"executed": 9, "cached": 0}
+    third = run()
+    assert third["tasks"] == {"executed": 0, "cached": 9}
+    assert first["cells"]["rnn"]["test_perplexity"] == third["cells"]["rnn"]["test_perplexity"]

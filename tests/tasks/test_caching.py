@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,6 +72,30 @@ def test_a_key_names_its_stage_and_a_digest() -> None:
     assert stage == "train"
     assert len(digest) == 64
     assert set(digest) <= set("0123456789abcdef")
+
+
+ASK_KEY = """
+from rnnlm_core.config import GenerateConfig, ModelConfig, TrainConfig
+from rnnlm_core.store import Handle
+from tasks.caching import cache_key
+inputs = {"z": {"valid": "b", "train": "a"}, "model": ModelConfig(), "train": TrainConfig(),
+          "generate": GenerateConfig(), "text": Handle("text", "a"), "shares": (80, 10, 10)}
+print(cache_key("train", inputs, "rnnlm_core.train"))
+"""
+
+
+def test_every_process_has_the_same_key_whatever_its_hashes() -> None:
+    project = str(Path(caching.__file__).parents[1])
+    keys = [
+        subprocess.run(
+            [sys.executable, "-c", ASK_KEY],
+            env={**os.environ, "PYTHONPATH": project, "PYTHONHASHSEED": seed},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    ]  # fmt: skip
+    assert keys[0].startswith("train-")
+    assert keys == [keys[0]] * 3
 
 
 def test_equal_inputs_of_two_stages_have_different_keys() -> None:
