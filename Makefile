@@ -28,8 +28,8 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-faults: $(STAMP)  ## kill trainings and commands, flip bits; an hour and more
-	RNNLM_KILLS=50 RNNLM_SEEDS=50 $(BIN)/python -m pytest tests/faults -s
+faults: $(STAMP)  ## kill, damage, fill and lock, hundreds of times; two hours and more
+	RNNLM_KILLS=50 RNNLM_SEEDS=200 RNNLM_COMMANDS=10 RNNLM_EXAMPLES=500 $(BIN)/python -m pytest tests/faults -s
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md

@@ -151,7 +151,8 @@ def generate(
 
     from rnnlm_core.generate import continue_texts, stream_text
 
-    saved = _load(model)
+    with _news_on_screen():
+        saved = _load(model)
     if not stream:
         for sample in continue_texts(saved, prefix, config, _warn):
             typer.echo(sample.text)
@@ -174,7 +175,8 @@ def compare(
     from flows.tables import runs_table
     from tasks.tracked_runs import tracked_cells
 
-    runs = tracked_cells(corpus, last)
+    with _news_on_screen():
+        runs = tracked_cells(corpus, last)
     if not runs:
         where = f" on corpus {corpus}" if corpus else ""
         typer.echo(f"no tracked runs{where}: train with `rnnlm run`", err=True)
@@ -399,14 +401,22 @@ def _flows_ready() -> Iterator[None]:
         from prefect import tags
 
         import flows.language_model  # noqa: F401 - heavy: imported while the server starts
-        from flows.display import Display
         from tasks import processes, tracking_database
-        from tasks.progress import listening
 
-        if api.own:
+        with _news_on_screen():
             tracking_database.experiment_id()  # opens MLflow's database, also while the server starts
-        with api.ready(), tags(processes.flow_run_tag()), Display() as display, listening(display.hear):
-            yield
+            with api.ready(), tags(processes.flow_run_tag()):
+                yield
+
+
+@contextmanager
+def _news_on_screen() -> Iterator[None]:
+    """Show what is told while something works or waits."""
+    from flows.display import Display
+    from tasks.progress import listening
+
+    with Display() as display, listening(display.hear):
+        yield
 
 
 def _write_json(path: Path | None, summary: dict[str, Any]) -> None:

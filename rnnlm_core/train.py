@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
-from rnnlm_core.corpus import corpus_conventions, read_ids
+from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
 from rnnlm_core.errors import IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
@@ -106,10 +106,13 @@ def train(
     Raises:
         DataError: the training split does not fill one minibatch.
         Stopped: `should_stop` said so; the checkpoint is kept.
-        IntegrityError: the loss is no longer a number.
+        IntegrityError: the loss is no longer a number, or the vocabulary is that of another corpus.
     """
     folder = store.open(corpus)
     words = Vocabulary.load(store.open(vocabulary))
+    if corpus_vocabulary(folder) != vocabulary.sha256:
+        made_with = f"the corpus was made with {corpus_vocabulary(folder)[:12]}, given {vocabulary.sha256[:12]}"
+        raise IntegrityError("the vocabulary is not that of the corpus", made_with, "give the two that belong together")
     splits = {
         name: torch.from_numpy(read_ids(folder / f"{name}.parquet").astype("int32"))
         for name in ("train", "valid")
