@@ -193,7 +193,7 @@ def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
 
 
 @pytest.mark.slow
-def test_the_smoke_command_holds_every_check_and_leaves_no_home_behind(rnnlm: Command, elsewhere: Path) -> None:
+def test_the_smoke_command_holds_every_check_and_writes_only_at_home(rnnlm: Command, elsewhere: Path) -> None:
     done = rnnlm("smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()

@@ -104,6 +104,22 @@ def test_commands_started_together_do_each_stage_once(whole: tuple[set[str], flo
     assert figures == [figures[0]] * 4
 
 
+def test_smokes_started_together_do_each_stage_once(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    processes = [start(home, "smoke") for _ in range(4)]
+    for process in processes:
+        lines = finish(process).splitlines()
+        assert len([line for line in lines if line.startswith("ok ")]) == 3 + 3 * 5
+    wait_until_alone(home)
+    ended = "SELECT name, state_name, count(*) FROM task_run GROUP BY name, state_name"
+    found = {(name, state): times for name, state, times in rows(home / "prefect" / "prefect.db", ended)}
+    stages = {name for name, _ in found}
+    assert len(stages) == 5 + 3 * 3 + 1
+    # Each smoke goes twice through the chain.
+    assert found == {(name, "Completed"): 1 for name in stages} | {(name, "Cached"): 4 * 2 - 1 for name in stages}
+    assert finish(start(home, "verify")) == "everything is whole\n"
+
+
 def test_a_command_whose_server_dies_starts_another_and_ends_well(
     whole: tuple[set[str], float], tmp_path: Path
 ) -> None:
