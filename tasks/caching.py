@@ -221,13 +221,15 @@ def record_fault(record: Path) -> str:
     """Return why a record does not count, in a few words, or "" if it does."""
     try:
         content = json.loads(record.read_bytes())
+        if content.keys() == {"failure"}:  # a flow's; Prefect keeps failures, and nothing is ever read from them
+            return ""
         if content["metadata"]["serializer"]["type"] != READER:
             return "not a record of ours"
         result = json.loads(content["result"])
-        if "failure" in result:  # Prefect keeps them, and nothing is ever read from them
+        if "failure" in result:
             return ""
         return next(faults(read_result(result)), "")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "damaged"
 
 
