@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -654,6 +655,16 @@ def test_a_trained_model_is_published_with_what_it_needs(characters: Any, store:
     assert saved.about["best_epoch"] == trained.best_epoch
     assert saved.about["train"]["seed"] == CONFIG.seed
     assert "device" not in saved.about["train"]
+
+
+def test_the_vocabulary_of_another_corpus_is_refused(characters: Any, store: Store) -> None:
+    with store.draft("vocabulary") as draft:
+        shutil.copytree(store.open(characters.vocabulary), draft.folder, dirs_exist_ok=True)
+        (draft.folder / "manifest.json").unlink()
+        (draft.folder / "note.txt").write_text("not the same any more")
+        other = draft.publish()
+    with pytest.raises(IntegrityError, match="the vocabulary is not that of the corpus: the corpus was made with"):
+        train("gru", characters.corpus, other, MODEL, CONFIG, store, key="key")
 
 
 def test_equal_trainings_give_one_artifact(characters: Any, store: Store) -> None:

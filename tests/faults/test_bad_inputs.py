@@ -666,13 +666,20 @@ def test_d37_a_damaged_database_is_named_and_left_alone(
     assert files(bare_home) == ["mlflow.db"]
 
 
-def test_d37_a_locked_database_is_named(rnnlm: Callable[..., Answer], bare_home: Path) -> None:
+def test_d37_a_locked_database_is_named(
+    rnnlm: Callable[..., Answer], bare_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import patience
+
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 0.5)
     bare_home.mkdir()
     path = bare_home / "mlflow.db"
     database(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        check_refused(rnnlm("compare"), 5, ("the MLflow database is locked", str(path), "wait for the other program"))
+        check_refused(
+            rnnlm("compare"), 5, ("the MLflow database is locked", str(path), "end the program that holds it")
+        )
 
 
 @pytest.fixture
