@@ -23,6 +23,7 @@ from rnnlm_core.errors import (
     ConfigError,
     DataError,
     IntegrityError,
+    ResourceError,
     RnnlmError,
     UsageError,
     one_line,
@@ -337,8 +338,6 @@ def _parse_changes(changes: list[str]) -> dict[str, str]:
 
 def _check_writable(path: Path) -> None:
     """Raise `ResourceError` if no file of this name can be written; tried out, because permissions are not all."""
-    from rnnlm_core.errors import ResourceError
-
     try:
         place = path.resolve()
         if place.is_dir():
@@ -517,6 +516,10 @@ def _main() -> None:
             _debug()
             rule = "cannot write" if error.errno == errno.EROFS else "no space left"
             _fail(f"error: {rule}: {error.filename or error.strerror}: free some space, or set RNNLM_HOME", 5)
+        if "httpx" in sys.modules and isinstance(error, sys.modules["httpx"].TransportError):
+            _debug()
+            told = f"error: the Prefect server does not answer any more: {type(error).__name__}"
+            _fail(f"{told}: start it again, then run the same command again", ResourceError.exit_code)
         raise
     if code == INTERRUPTED:
         _fail("interrupted: run the same command again to go on", INTERRUPTED)

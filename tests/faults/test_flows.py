@@ -6,9 +6,11 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from homes import (
     COMMAND,
@@ -30,9 +32,9 @@ CELLS = ["--cells", "rnn,gru"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
     home.mkdir(exist_ok=True)
-    environment = {**without_settings(), **places(home), "PREFECT_HOME": str(home / "prefect")}
+    environment = {**without_settings(), **places(home), "PREFECT_HOME": str(home / "prefect"), **more}
     return subprocess.Popen(
         [*COMMAND, *arguments], env=environment, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -135,6 +137,39 @@ def test_a_command_whose_server_dies_starts_another_and_ends_well(
     server.kill()
     rest = finish(process)
     assert "Prefect's own server has died: starting it again" in rest
+    wait_until_alone(home)
+    assert set(artifacts(home)) == whole[0]
+    check_closed(home)
+
+
+def test_a_server_of_others_that_dies_for_good_ends_the_command_in_one_line(
+    whole: tuple[set[str], float], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**without_settings(), **places(home), "PREFECT_HOME": str(home / "prefect")}
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-m", "flows.server"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    address = f"http://127.0.0.1:{server.stdout.readline().strip()}/api"
+    assert httpx.get(f"{address}/health", timeout=240).status_code == 200  # it listens before it answers
+    process = start(home, *SMALL, *CELLS, PREFECT_API_URL=address, PREFECT_CLIENT_MAX_RETRIES="1")
+    assert process.stdout is not None
+    seen = ""
+    while "download       done" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    server.kill()
+    server.communicate()
+    rest = finish(process, 5)
+    assert "error: the Prefect server does not answer any more" in rest.splitlines()[-1]
+    assert "Traceback" not in rest
+    wait_until_alone(home)
+    let_time_pass(home)
+    finish(start(home, *SMALL, *CELLS))
     wait_until_alone(home)
     assert set(artifacts(home)) == whole[0]
     check_closed(home)
