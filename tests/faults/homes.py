@@ -154,9 +154,9 @@ def what_is_wrong(home: Path, prefect: Path) -> Iterator[str]:
     for database in (home / "mlflow.db", prefect):
         if (found := rows(database, "PRAGMA integrity_check")) != [("ok",)]:
             yield f"{database} is damaged: {found}"
-    yield from (
-        f"MLflow run is open: {row}" for row in rows(home / "mlflow.db", "SELECT * FROM runs WHERE status = 'RUNNING'")
-    )
+    # A deleted run is out of everybody's reach and sight.
+    open_runs = "SELECT run_uuid, name FROM runs WHERE status = 'RUNNING' AND lifecycle_stage = 'active'"
+    yield from (f"MLflow run is open: {row}" for row in rows(home / "mlflow.db", open_runs))
     models = "SELECT model_id, status FROM logged_models WHERE status != 2 AND lifecycle_stage = 'active'"
     yield from (f"logged model is not ready: {row}" for row in rows(home / "mlflow.db", models))
     open_flows = "SELECT id, name, state_type FROM flow_run WHERE state_type IN ('RUNNING', 'PENDING', 'CANCELLING')"
