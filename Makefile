@@ -17,7 +17,7 @@ run: $(STAMP)  ## the quickstart: three cells on an embedded corpus
 	$(BIN)/rnnlm run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -253,9 +253,10 @@ def verify() -> None:
     from tasks import health
 
     found = 0
-    for fault in health.verify():
-        found += 1
-        typer.echo(fault)
+    with _news_on_screen():
+        for fault in health.verify():
+            found += 1
+            typer.echo(fault)
     if found:
         remedy = "`rnnlm doctor` removes what the next run makes again"
         raise IntegrityError("the project is damaged", f"{found} faults listed above", remedy)
@@ -340,9 +341,8 @@ def _check_writable(path: Path) -> None:
     """Raise `ResourceError` if no file of this name can be written; tried out, because permissions are not all."""
     try:
         place = path.resolve()
-        if place.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        place.exists()  # a name may be too long
+        if place.exists() and not place.is_file():  # what is written takes the place of what is there
+            raise OSError(errno.EINVAL, "Is a directory" if place.is_dir() else "no regular file")
         with tempfile.TemporaryFile(dir=place.parent):
             pass
     except OSError as error:
@@ -415,22 +415,14 @@ def _news_on_screen() -> Iterator[None]:
 
 
 def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
+    from rnnlm_core.compare import finite
     from rnnlm_core.store import write_atomically
 
     if path is not None:
         # `null` alone would look like a figure that nobody asked for.
         flag = {place: str(value) for place, value in _not_finite(summary)}
-        content = {**_finite(summary), **({"not_finite": flag} if flag else {})}
+        content = {**finite(summary), **({"not_finite": flag} if flag else {})}
         write_atomically(path.resolve(), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    """Return plain data without the infinities and NaNs that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rnnlm_core.download import without_password
@@ -45,10 +45,9 @@ class Api:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Check that the API answers, and have flows use it."""
+        """Check that the API answers; Prefect uses it by itself."""
         self.check()
-        with nullcontext():
-            yield
+        yield
 
     def check(self) -> None:
         """Raise `ResourceError` if the API does not answer; Prefect itself would try for minutes."""

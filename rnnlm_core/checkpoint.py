@@ -5,6 +5,7 @@ atomically after the artifact is complete. The last two are kept.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from rnnlm_core.errors import IntegrityError
 from rnnlm_core.store import Handle, Store, check_space, write_atomically
 
 KEPT = 2
+NO_STATE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a `state.json` raises that is none."""
 ROOM = 1 << 16
 """Bytes beside the tensors: names, facts and manifest."""
 
@@ -35,11 +38,17 @@ def pending(store: Store) -> list[str]:
 
 
 def unlisted(store: Store) -> Iterator[tuple[str, Handle]]:
-    """Yield each checkpoint that no list names, with the key of its training: what a kill left between two steps."""
+    """Yield each checkpoint that no list names, with the key of its training ("" if it does not say).
+
+    A kill between two steps leaves them.
+    """
     listed = {digest for key in pending(store) for digest in Checkpoints(store, key).digests()}
     for handle in store.handles("checkpoint"):
-        if handle.sha256 not in listed and not store.fault(handle):
-            yield json.loads((store.path(handle) / "state.json").read_text())["key"], handle
+        if handle.sha256 not in listed:
+            try:
+                yield str(json.loads((store.path(handle) / "state.json").read_text())["key"]), handle
+            except NO_STATE:
+                yield "", handle
 
 
 class Checkpoints:
@@ -82,7 +91,7 @@ class Checkpoints:
             try:
                 content = json.loads((folder / "state.json").read_text())
                 key, snapshot = content["key"], Snapshot(load_file(folder / "state.safetensors"), content["facts"])
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (*NO_STATE, SafetensorError) as error:
                 faults.append(f"artifact checkpoint:{digest[:12]} is no checkpoint ({error!r})")
                 continue
             if key != self.key:
@@ -105,9 +114,9 @@ class Checkpoints:
             digests = json.loads(self.pointer.read_text())
         except FileNotFoundError:
             return []
-        except ValueError:
+        except (ValueError, RecursionError):
             digests = None
-        if isinstance(digests, list) and all(isinstance(digest, str) for digest in digests):
+        if isinstance(digests, list) and all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in digests):
             return digests
         if faults is not None:
             faults.append(f"damaged checkpoint list {self.pointer}")

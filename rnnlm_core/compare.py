@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rnnlm_core.evaluate import Evaluated
 from rnnlm_core.store import Handle, Store
@@ -45,14 +46,18 @@ def compare(trained: Sequence[Trained], evaluated: Sequence[Evaluated], store: S
     rows = tuple(_row(t, e) for t, e in zip(trained, evaluated, strict=True))
     best = min(rows, key=lambda r: r.train_perplexity if r.valid_perplexity is None else r.valid_perplexity)
     with store.draft("comparison") as draft:
-        table = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
+        table = finite([asdict(row) for row in rows])
         (draft.folder / TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
         plot_perplexity(trained, draft.folder / PICTURE)
         return Compared(draft.publish(), rows, best.cell)
 
 
-def _finite(value: object) -> object:
-    """Return a value as JSON knows it: it has no word for infinity."""
+def finite(value: Any) -> Any:
+    """Return plain data without the infinities and NaNs that JSON has no word for: None instead."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -14,7 +14,7 @@ from rnnlm_core.errors import unknown_name
 KINDS: Final = ("text", "tokens", "statistics", "vocabulary", "corpus", "checkpoint", "model", "comparison")
 POINTS: Final = (
     *(f"{step}:{kind}" for kind in KINDS for step in ("drafted", "filled", "sealed", "published")),
-    "removed:checkpoint",
+    "removed",
     "written",
     "replaced",
     "unlisted",

@@ -34,7 +34,7 @@ from rnnlm_core.errors import (
     one_line,
     suggestion,
 )
-from rnnlm_core.store import Handle, Store, check_space, file_sha256
+from rnnlm_core.store import FULL, Handle, Store, check_space, file_sha256
 from rnnlm_core.transfer import MOST_BYTES, Bounded, RefusedError, SlowError, is_loopback
 
 MOST_RATIO = 200
@@ -328,7 +328,12 @@ def _mirror_places(file: CorpusFile) -> list[str]:
     mirror = os.environ.get("RNNLM_MIRROR", "")
     if not mirror or not file.name:
         return []
-    return [f"{mirror.rstrip('/')}/{file.name}" if "://" in mirror else str(Path(mirror).expanduser() / file.name)]
+    if "://" in mirror:
+        return [f"{mirror.rstrip('/')}/{file.name}"]
+    try:
+        return [str(Path(mirror).expanduser() / file.name)]
+    except RuntimeError as error:  # ~nobody
+        raise UsageError("`RNNLM_MIRROR` must be a folder or an address", mirror, str(error)) from error
 
 
 def _bring(place: str, folder: Path, downloader: Bounded) -> Path:
@@ -351,7 +356,7 @@ def _bring(place: str, folder: Path, downloader: Bounded) -> Path:
     try:
         return Path(pooch.retrieve(place, known_hash=None, fname="download", path=target, downloader=downloader))
     except OSError as error:
-        if error.errno == 28:
+        if error.errno in FULL:
             raise ResourceError("no space left while downloading", target, "free some space") from error
         raise
 

@@ -135,6 +135,10 @@ def folder_fault(folder: Path, sha256: str = "") -> str:
     return ""
 
 
+def _names_an_artifact(handle: Handle) -> bool:
+    return re.fullmatch("[a-z]+/[0-9a-f]{64}", f"{handle.kind}/{handle.sha256}") is not None
+
+
 class Store:
     """A folder of artifacts: `root/kind/sha256/`."""
 
@@ -142,7 +146,12 @@ class Store:
         self.root = root
 
     def path(self, handle: Handle) -> Path:
-        """Return where the artifact lies (whether it is there or not)."""
+        """Return where the artifact lies (whether it is there or not).
+
+        Raises `IntegrityError` for what names no artifact: it could be any place.
+        """
+        if not _names_an_artifact(handle):
+            raise IntegrityError("not the name of an artifact", f"{handle.kind}/{handle.sha256}", "make it again")
         return self.root / handle.kind / handle.sha256
 
     def open(self, handle: Handle) -> Path:
@@ -159,23 +168,24 @@ class Store:
 
     def fault(self, handle: Handle) -> str:
         """Return what is wrong with an artifact in a few words, or "" if it is whole."""
-        if not re.fullmatch("[a-z]+/[0-9a-f]{64}", f"{handle.kind}/{handle.sha256}"):
-            return "is no name of an artifact"  # but perhaps a place outside the store
+        if not _names_an_artifact(handle):
+            return "is no name of an artifact"
         return folder_fault(self.path(handle), handle.sha256)
 
     def handles(self, kind: str = "*") -> Iterator[Handle]:
         """Yield every artifact that is there (of one kind), whole or not."""
         for kind_folder in sorted(path for path in self.root.glob(kind) if path.is_dir()):
             for folder in sorted(kind_folder.iterdir()):
-                if folder.is_dir() and not folder.name.startswith("."):
-                    yield Handle(kind_folder.name, folder.name)
+                handle = Handle(kind_folder.name, folder.name)
+                if folder.is_dir() and _names_an_artifact(handle):
+                    yield handle
 
     def remove(self, handle: Handle) -> None:
         """Remove an artifact in a way that a kill leaves a draft to be swept, never a part of it in its place."""
         doomed = Path(tempfile.mkdtemp(prefix=DRAFT, dir=self.root / handle.kind))
         try:
             self.path(handle).rename(doomed / "removed")
-            crashpoint(f"removed:{handle.kind}")
+            crashpoint("removed")
         except FileNotFoundError:  # another process removed it
             pass
         finally:

@@ -99,13 +99,19 @@ class ContentPolicy(CachePolicy):
 def _drop_foreign_record(key: str) -> None:
     """Remove a record that names another reader than ours: Prefect would let it choose one, pickle included."""
     record = Path(get_current_settings().results.local_storage_path) / key
+    with KernelLocks().if_free(key) as free:
+        if free:  # otherwise another run is writing it
+            _drop_unless_ours(record)
+
+
+def _drop_unless_ours(record: Path) -> None:
     try:
         reader = json.loads(record.read_bytes())["metadata"]["serializer"]["type"]
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError, IsADirectoryError):
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
         reader = None
-    if reader != READER and not KernelLocks().is_locked(key):  # held: another run is writing it
+    if reader != READER:
         if record.is_dir():
             shutil.rmtree(record)
         else:
@@ -229,7 +235,7 @@ def record_fault(record: Path) -> str:
         if "failure" in result:
             return ""
         return next(faults(read_result(result)), "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "damaged"
 
 

@@ -5,9 +5,7 @@ by the next run, what a dead process left behind is ended in its name.
 """
 
 import re
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
 from rnnlm_core.checkpoint import Checkpoints, pending, unlisted
-from rnnlm_core.store import Handle, Store, folder_fault
+from rnnlm_core.errors import IntegrityError
+from rnnlm_core.store import Handle, Store, folder_fault, write_atomically
 from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
     caching,
     compare,
@@ -30,6 +30,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     download,
     evaluate,
     generate,
+    patience,
     processes,
     statistics,
     tokenize,
@@ -46,7 +47,8 @@ def verify() -> Iterator[str]:
     """Yield what is wrong with any artifact, checkpoint, record, logged model or database, one line each."""
     store = workspace.store()
     for handle in store.handles():
-        if fault := store.fault(handle) or _page_fault(store.path(handle)):
+        fault = store.fault(handle) or _page_fault(store.path(handle))
+        if fault and store.path(handle).exists():  # a training under way removes old checkpoints
             yield f"artifact {handle} {fault}: {store.path(handle)}"
     yield from _checkpoint_faults(store)
     databases = [path for path in (tracking_database.local_database(), _prefect_database()) if path is not None]
@@ -64,21 +66,22 @@ def repair() -> Iterator[str]:
     store = workspace.store()
     yield from tidy()
     for handle in store.handles():
-        if fault := store.fault(handle):
+        fault = store.fault(handle)
+        if fault and store.path(handle).exists():
             store.remove(handle)
             yield f"removed artifact {handle}, which {fault}: the next run makes it again"
     for folder in _logged_models():
         fault = folder_fault(folder, folder.name)
         if fault and not store.fault(Handle("model", folder.name)):
-            _copy_model(store.path(Handle("model", folder.name)), folder)
+            _restore(store.path(Handle("model", folder.name)), folder)
             yield f"replaced the model in MLflow, which {fault}, by the one in the store: {folder}"
-    for record, fault in list(_record_faults()):
+    for record, fault in _record_faults():
         record.unlink(missing_ok=True)
         yield f"removed record {record.name}: {fault}"
 
 
 def tidy() -> Iterator[str]:
-    """Do the part of `repair` that takes no time and needs no reading: what every flow does when it starts."""
+    """Do the part of `repair` that takes little time: what every flow does when it starts."""
     store = workspace.store()
     for path in [*store.sweep(), *tracking_database.sweep_drafts()]:
         yield f"removed what a process that is gone left unfinished: {path}"
@@ -96,12 +99,15 @@ def clear_checkpoints() -> None:
     """Remove the checkpoints of the trainings whose result is on record, and those that belong to no list."""
     store, locks = workspace.store(), KernelLocks()
     for key in pending(store):
-        # Under way: the record was found not to count, and the training is being done again.
-        if (_records() / key).exists() and not locks.is_locked(key):
-            Checkpoints(store, key).clear()
+        record = _records() / key
+        with locks.if_free(key) as free:  # not under way
+            # A record that does not count, half of one, protects nothing from being done again.
+            if free and record.exists() and not caching.record_fault(record):
+                Checkpoints(store, key).clear()
     for key, checkpoint in list(unlisted(store)):
-        if not locks.is_locked(key):  # under way: it is about to be listed
-            store.remove(checkpoint)
+        with locks.if_free(key) as free:  # otherwise it is about to be listed
+            if free:
+                store.remove(checkpoint)
 
 
 def _dead_flow_runs() -> Iterator[str]:
@@ -109,9 +115,12 @@ def _dead_flow_runs() -> Iterator[str]:
     open_states = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
     under_way = FlowRunFilter(state=FlowRunFilterState(type=open_states))
     with get_client(sync_client=True) as api:
-        for run in api.read_flow_runs(flow_run_filter=under_way):
-            if processes.has_ended(run.tags):
-                yield str(run.id)
+        runs: list[FlowRun] = []
+        while page := api.read_flow_runs(flow_run_filter=under_way, sort=FlowRunSort.ID_DESC, offset=len(runs)):
+            runs += page
+    for run in runs:
+        if processes.has_ended(run.tags):
+            yield str(run.id)
 
 
 def _crash(flow_run_id: str) -> bool:
@@ -133,11 +142,14 @@ def _logged_models() -> list[Path]:
     return sorted(path for path in found if re.fullmatch("[0-9a-f]{64}", path.name) and path.is_dir())
 
 
-def _copy_model(whole: Path, damaged: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=damaged.parent, prefix=".") as aside:
-        copy = shutil.copytree(whole, Path(aside) / "copy")
-        damaged.rename(Path(aside) / "damaged")
-        copy.rename(damaged)
+def _restore(whole: Path, damaged: Path) -> None:
+    """Make a folder the copy of another, file by file: a kill leaves it as damaged as it was, in its place."""
+    names = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    for path in [path for path in damaged.rglob("*") if not path.is_dir()]:
+        if path.relative_to(damaged) not in names:
+            path.unlink()
+    for name in names:
+        write_atomically(damaged / name, (whole / name).read_bytes())
 
 
 def _records() -> Path:
@@ -148,10 +160,9 @@ def _record_faults() -> Iterator[tuple[Path, str]]:
     """Yield each record of a result that no longer counts, and why."""
     locks = KernelLocks()
     for record in sorted(path for path in _records().glob("*") if path.is_file()):
-        if locks.is_locked(record.name):  # another run is writing it
-            continue
-        if fault := caching.record_fault(record):
-            yield record, fault
+        with locks.if_free(record.name) as free:  # otherwise another run is writing it
+            if free and (fault := caching.record_fault(record)):
+                yield record, fault
 
 
 def _page_fault(folder: Path) -> str:
@@ -176,7 +187,7 @@ def _checkpoint_faults(store: Store) -> Iterator[str]:
 
 
 def _prefect_database() -> Path | None:
-    """Return the place of Prefect's own database, unless a server elsewhere keeps it."""
+    """Return the place of Prefect's own database, if it keeps one here."""
     path = get_current_settings().home / "prefect.db"
     return path if path.exists() else None
 
@@ -191,9 +202,10 @@ def _database_faults(path: Path) -> Iterator[str]:
             return
     try:
         # Not read-only: what a kill left half written is taken back by the first to open it.
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as database:
+        address = f"{path.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(address, uri=True, factory=patience.PatientConnection)) as database:
             found = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
-    except sqlite3.DatabaseError as error:
+    except (IntegrityError, sqlite3.DatabaseError) as error:
         found = [str(error)]
     if found != ["ok"]:
         yield f"database {path} is damaged ({'; '.join(found)}): restore it, or move it away to start anew"

@@ -6,6 +6,8 @@ Prefect's own file locks are files: what a killed holder held stays locked for e
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,20 @@ class KernelLocks:
             return True
         lock.release()
         return False
+
+    @contextmanager
+    def if_free(self, key: str) -> Iterator[bool]:
+        """Hold the record for a moment without waiting for it; say whether that went."""
+        lock = _lock(key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def is_lock_holder(self, key: str, holder: str) -> bool:
         """Whether `holder` holds the record."""

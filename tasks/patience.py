@@ -35,11 +35,10 @@ class PatientConnection(sqlite3.Connection):
     def __init__(self, database: Any, *arguments: Any, **more: Any) -> None:
         self.database = Path(unquote(urlsplit(database).path) if more.get("uri") else database)
         try:
-            super().__init__(database, *arguments, **more)
+            super().__init__(database, *arguments, **{**more, "timeout": POLL_SECONDS})
         except sqlite3.DatabaseError as error:
             _raise_unless_taken(error, self.database)
             raise
-        self.execute("PRAGMA busy_timeout = 0")
 
     def cursor(self, *_: Any) -> sqlite3.Cursor:
         """Return a patient cursor."""
@@ -156,7 +155,7 @@ def _given_up(database: Path, stopping: bool) -> RnnlmError:
         return Stopped(
             "stopped while waiting", f"another program has locked {database}", "run the same command again to go on"
         )
-    return ResourceError("the MLflow database is locked", database, "end the program that holds it")
+    return ResourceError("the database is locked", database, "end the program that holds it")
 
 
 def _ours(error: sqlite3.DatabaseError, database: Path) -> RnnlmError | None:
@@ -166,7 +165,7 @@ def _ours(error: sqlite3.DatabaseError, database: Path) -> RnnlmError | None:
     if code == sqlite3.SQLITE_FULL:
         return ResourceError("no space left", value, "free some space, then run the same command again")
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return ResourceError("the MLflow database cannot be used", value, "see to its disk and its permissions")
+        return ResourceError("the database cannot be used", value, "see to its disk and its permissions")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return IntegrityError("not an MLflow database", value, "restore it, or move it away to start anew")
     return None

@@ -1,16 +1,17 @@
 """Which process has done a thing, in words that another process can check: is it still there?"""
 
 import socket
+from pathlib import Path
 
 import psutil
 
-PREFIX = "process:"
+PREFIX = "rnnlm-process:"
 
 
 def this_process() -> dict[str, str]:
     """Return host, id and start of this process as tags of an MLflow run: an id alone is given again."""
     me = psutil.Process()
-    return {"rnnlm.host": host(), "rnnlm.pid": str(me.pid), "rnnlm.started": f"{me.create_time():.2f}"}
+    return {"rnnlm.host": host(), "rnnlm.pid": str(me.pid), "rnnlm.started": start_of(me)}
 
 
 def host() -> str:
@@ -18,12 +19,26 @@ def host() -> str:
     return socket.gethostname()
 
 
+def start_of(process: psutil.Process) -> str:
+    """Return when a process began, in words that stay the same when somebody sets the clock.
+
+    Where there is a `/proc`: which start of the machine, and the clock ticks since; elsewhere the time of day.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        # The name in brackets may hold anything, brackets too; the start is the 20th field after it (proc(5)).
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return f"{process.create_time():.2f}"
+    return f"{boot}-{fields[19]}"
+
+
 def is_alive(pid: str, started: str) -> bool:
     """Whether the process of this machine with this id and start is there."""
     try:
         process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
-    except (ValueError, psutil.NoSuchProcess):
+        return start_of(process) == started and process.status() != psutil.STATUS_ZOMBIE
+    except (ValueError, psutil.NoSuchProcess, ProcessLookupError):
         return False
 
 
@@ -35,7 +50,8 @@ def flow_run_tag() -> str:
 def has_ended(tags: list[str]) -> bool:
     """Whether a flow run with these tags belonged to a process of this machine that is gone."""
     for tag in tags:
-        if tag.startswith(PREFIX):
-            machine, pid, started = tag.removeprefix(PREFIX).rsplit(":", 2)
+        parts = tag.removeprefix(PREFIX).rsplit(":", 2)
+        if tag.startswith(PREFIX) and len(parts) == 3:
+            machine, pid, started = parts
             return machine == host() and not is_alive(pid, started)
     return False

@@ -18,6 +18,8 @@ _registering = threading.Lock()
 def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
     """Log a saved model so that MLflow loads it back and generates with it; return its address.
 
+    A model that the run has already is not logged again.
+
     `example` is a text the model can continue; MLflow tries it, so a model that does not load is not logged.
 
     The model is stored as source and safetensors: nothing is pickled, and no package of ours needs to be installed
@@ -30,9 +32,14 @@ def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
     client()
     code = Path(__file__).with_name("logged_model.py")
     package = Path(rnnlm_core.__file__).parent
-    _forget_unfinished(run_id)
+    tags = {"cell": cell, "sha256": folder.name}
+    for found in client().search_logged_models([experiment_id()], f"source_run_id = '{run_id}'"):
+        if found.status == LoggedModelStatus.PENDING:  # whoever was logging it has died
+            client().delete_logged_model(found.model_id)
+        elif found.tags.get("sha256") == folder.name:
+            return str(found.model_uri)
     # Created here, in the run's experiment: MLflow itself would put it into its default one, under the current folder.
-    model = client().create_logged_model(experiment_id(), name="model", source_run_id=run_id, tags={"cell": cell})
+    model = client().create_logged_model(experiment_id(), name="model", source_run_id=run_id, tags=tags)
     with _registering, own_errors():  # MLflow runs the model's source through a global variable
         logged = Model.log(
             artifact_path=None,
@@ -47,13 +54,6 @@ def log_model(run_id: str, folder: Path, cell: str, example: str) -> str:
             pip_requirements=_requirements(),
         )
     return str(logged.model_uri)
-
-
-def _forget_unfinished(run_id: str) -> None:
-    """Delete what a process that died while it logged a model of this run left in MLflow."""
-    for model in client().search_logged_models([experiment_id()], f"source_run_id = '{run_id}'"):
-        if model.status == LoggedModelStatus.PENDING:
-            client().delete_logged_model(model.model_id)
 
 
 def _signature() -> Any:
@@ -88,8 +88,10 @@ def model_files(uri: str) -> Path:
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except MlflowException as error:
         raise DataError("no such model", uri, "`rnnlm compare` lists the runs there are") from error
-    (files,) = (folder / "artifacts").iterdir()  # MLflow keeps the name that the folder had
-    return files
+    found = [path for path in folder.glob("artifacts/*") if path.is_dir()]  # called as the folder that was logged
+    if len(found) != 1:
+        raise DataError("not a model of rnnlm", uri, "`rnnlm compare` lists the runs that have one")
+    return found[0]
 
 
 def predict(uri: str, texts: list[str], **parameters: Any) -> list[str]:

@@ -6,7 +6,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from rnnlm_core.errors import DataError
-from tasks.tracking_database import client, experiment_id, is_missing, unreachable
+from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ def newest(query: str) -> Run | None:
 
 def run_exists(run_id: str) -> bool:
     """Say whether a run is there and not deleted."""
+    if not has_database():
+        return False
     try:
         return str(client().get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException as error:

@@ -62,7 +62,8 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
     found = tracked_runs.newest(f"tags.`rnnlm.key` = '{key}'")
     if found is not None:
         run_id = str(found.info.run_id)
-        set_tags(run_id, {PARENT: flow.parent_run_id, **processes.this_process()})
+        owner = {PARENT: flow.parent_run_id, "prefect.flow_run_id": flow.prefect_flow_run_id}
+        set_tags(run_id, owner | processes.this_process())
         client().update_run(run_id, status="RUNNING")
         if "rnnlm.error" in found.data.tags:
             client().delete_tag(run_id, "rnnlm.error")
@@ -161,9 +162,14 @@ class EpochLog:
 
 
 def log_metrics(run_id: str, metrics: dict[str, float]) -> None:
-    """Write final figures (one value each, step 0)."""
+    """Write final figures (one value each, step 0).
+
+    What the run says already is not written again, though a stage may have to be done again.
+    """
     now = int(time.time() * 1000)
-    client().log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
+    said = client().get_run(run_id).data.metrics
+    new = [Metric(key, value, now, 0) for key, value in metrics.items() if said.get(key) != value]
+    client().log_batch(run_id, metrics=new)
 
 
 def set_tags(run_id: str, tags: dict[str, str]) -> None:

@@ -15,7 +15,9 @@ from alembic.script import ScriptDirectory
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy import make_url
 
+from rnnlm_core.download import without_password
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from tasks import patience, workspace
 
@@ -26,8 +28,9 @@ def client() -> MlflowClient:
     """Return a client of the workspace's MLflow store, which is created if it is not there."""
     uri = workspace.tracking_uri()
     patience.be_patient()
-    if uri.startswith("sqlite:///"):
-        _create_database(Path(uri.removeprefix("sqlite:///")))
+    path = _sqlite_file(uri)
+    if path is not None:
+        _create_database(path)
     mlflow.set_tracking_uri(uri)
     return _client(uri)
 
@@ -36,12 +39,16 @@ def client() -> MlflowClient:
 def _client(uri: str) -> MlflowClient:
     if uri.startswith(("http://", "https://")):
         try:  # MLflow itself would try for minutes without a word
-            requests.get(f"{uri.rstrip('/')}/health", timeout=10)
+            requests.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
         except requests.RequestException as error:
-            reason = f"{uri} ({type(error).__name__})"
+            reason = f"{without_password(uri)} ({type(error).__name__})"
             raise ResourceError("MLflow does not answer", reason, "start it, or unset MLFLOW_TRACKING_URI") from error
-    with own_errors():
-        return cast(MlflowClient, _Client(MlflowClient(tracking_uri=uri)))
+    try:
+        with own_errors():
+            return cast(MlflowClient, _Client(MlflowClient(tracking_uri=uri)))
+    except ImportError as error:
+        where = f"{without_password(uri)} ({error})"
+        raise ResourceError("no driver for this database", where, "install it, or unset MLFLOW_TRACKING_URI") from error
 
 
 class _Client:
@@ -70,9 +77,11 @@ def own_errors() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, RnnlmError):
             cause = cause.__cause__
-        if cause is None:
+        if cause is not None:
+            raise cause from error
+        if is_missing(error) or _is_local():
             raise
-        raise cause from error
+        raise unreachable(error) from error  # a server says no, or nothing
 
 
 def _create_database(path: Path) -> None:
@@ -104,9 +113,8 @@ def _drafts(path: Path) -> list[Path]:
 
 def sweep_drafts() -> list[Path]:
     """Remove what processes left that were killed while they created the database; return what was removed."""
-    uri = workspace.tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not _drafts(path):
+    path = _sqlite_file(workspace.tracking_uri())
+    if path is None or not _drafts(path):
         return []
     try:
         with _turn_to_create(path).acquire(timeout=0):
@@ -156,7 +164,7 @@ def experiment_id() -> str:
         if found.lifecycle_stage != "active":
             raise ResourceError(
                 f"the MLflow experiment `{EXPERIMENT}` was deleted",
-                workspace.tracking_uri(),
+                without_password(workspace.tracking_uri()),
                 f"restore it with `mlflow experiments restore -x {found.experiment_id}`",
             )
         return str(found.experiment_id)
@@ -165,14 +173,25 @@ def experiment_id() -> str:
 
 
 def _is_local() -> bool:
-    return workspace.tracking_uri().startswith("sqlite:")
+    return _sqlite_file(workspace.tracking_uri()) is not None
+
+
+def has_database() -> bool:
+    """Whether there is anything to ask: a file that does not exist yet is not made by a question."""
+    return not _is_local() or local_database() is not None
 
 
 def local_database() -> Path | None:
     """Return the place of MLflow's database if it is a file that exists."""
-    uri = workspace.tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    return path if uri.startswith("sqlite:///") and path.exists() else None
+    path = _sqlite_file(workspace.tracking_uri())
+    return path if path is not None and path.exists() else None
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file behind an address such as `sqlite:////folder/mlflow.db?timeout=9`, None for other databases."""
+    if not uri.startswith("sqlite"):
+        return None
+    return Path(str(make_url(uri).database))
 
 
 def is_missing(error: MlflowException) -> bool:
@@ -182,4 +201,6 @@ def is_missing(error: MlflowException) -> bool:
 
 def unreachable(error: MlflowException) -> ResourceError:
     """Return our error for any other answer."""
-    return ResourceError("MLflow does not answer", f"{workspace.tracking_uri()} ({error})", "see that it is running")
+    uri = workspace.tracking_uri()
+    where = f"{without_password(uri)} ({str(error).replace(uri, without_password(uri))})"
+    return ResourceError("MLflow does not answer", where, "see that it is running")

@@ -21,7 +21,10 @@ def home() -> Path:
     """Return the folder that holds everything made at run time."""
     chosen = os.environ.get("RNNLM_HOME")
     if chosen:
-        return Path(chosen).expanduser().resolve()
+        try:
+            return Path(chosen).expanduser().resolve()
+        except RuntimeError as error:  # ~nobody
+            raise UsageError("`RNNLM_HOME` must be a folder", chosen, str(error)) from error
     return PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()
 
 
@@ -55,7 +58,7 @@ def prepare_environment() -> None:
     """Give Prefect and MLflow their settings, before either is imported; what the user has set stays."""
     api = os.environ.get("PREFECT_API_URL", "")
     try:
-        urlsplit(api)
+        _ = urlsplit(api).port
     except ValueError as error:  # Prefect would not even be imported
         raise UsageError("`PREFECT_API_URL` is not an address", without_password(api), "correct or unset it") from error
     results = artifacts() / "results"

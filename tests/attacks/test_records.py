@@ -111,7 +111,7 @@ def test_a_record_that_names_a_place_elsewhere_does_not_count(
     (elsewhere / MANIFEST).write_text('{"files": {}}')
     heard: list[News] = []
     record = serializer.dumps(Text(Handle(kind, sha256), 1, {}))
-    with progress.listening(heard.append), pytest.raises(NotWhole, match="names no artifact"):
+    with progress.listening(heard.append), pytest.raises(NotWhole, match="is no name of an artifact"):
         serializer.loads(record)
     assert all(news.warning.isprintable() for news in heard)
     assert [path.name for path in elsewhere.iterdir()] == [MANIFEST]

@@ -30,7 +30,7 @@ from rnnlm_core import catalogue
 from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.levels import tokenizer
 from rnnlm_core.model import ABOUT, WEIGHTS, LanguageModel, save_model
-from rnnlm_core.store import Handle, Store, file_sha256
+from rnnlm_core.store import Store, file_sha256
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
@@ -150,6 +150,7 @@ REFUSED = [
     case("D12-another-digest", (*RUN, "--corpus", "https://example.org/x#md5=12"), 2, "#sha256= and 64", "#md5=12"),
     # D14: places that cannot be written.
     case("D14-json-is-a-folder", (*RUN, "--json", "{folder}"), 5, "{folder} (Is a directory)", "a file in a folder"),
+    case("D14-json-is-a-device", (*RUN, "--json", "/dev/null"), 5, "/dev/null (no regular file)"),
     case("D14-json-in-no-folder", (*RUN, "--json", "{folder}/no/x"), 5, "{folder}/no/x (No such file or directory)"),
     case("D14-json-in-a-file", (*RUN, "--json", "{file}/x"), 5, "{file}/x (Not a directory)"),
     case("D14-json-in-proc", (*RUN, "--json", "/proc/x.json"), 5, "/proc/x.json ("),
@@ -677,9 +678,7 @@ def test_d37_a_locked_database_is_named(
     database(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        check_refused(
-            rnnlm("compare"), 5, ("the MLflow database is locked", str(path), "end the program that holds it")
-        )
+        check_refused(rnnlm("compare"), 5, ("the database is locked", str(path), "end the program that holds it"))
 
 
 @pytest.fixture
@@ -762,4 +761,4 @@ def test_the_store_of_a_test_is_its_own(bare_home: Path) -> None:
     """A check on the harness: what is looked for in `bare_home` is where the commands write."""
     from tasks import workspace
 
-    assert workspace.store().path(Handle("model", "x")).is_relative_to(bare_home)
+    assert workspace.store().root.is_relative_to(bare_home)

@@ -31,7 +31,7 @@ def other() -> Any:
 
 def flow_run_of(process: psutil.Process) -> FlowRun:
     """Return a flow run that is under way and says that this process does it."""
-    tag = f"{processes.PREFIX}{processes.host()}:{process.pid}:{process.create_time():.2f}"
+    tag = f"{processes.PREFIX}{processes.host()}:{process.pid}:{processes.start_of(process)}"
     with get_client(sync_client=True) as api, tags(tag):
         run = api.create_flow_run(language_model, tags=[tag], state=Running())
         return api.read_flow_run(run.id)
@@ -54,13 +54,12 @@ def test_a_flow_run_is_closed_once_its_process_is_gone(home: Path, other: subpro
 
 
 def test_a_process_that_got_the_id_of_a_dead_one_is_another(home: Path, other: subprocess.Popen[bytes]) -> None:
-    started = psutil.Process(other.pid).create_time()
-    assert processes.is_alive(str(other.pid), f"{started:.2f}")
-    assert not processes.is_alive(str(other.pid), f"{started - 60:.2f}")
+    assert processes.is_alive(str(other.pid), processes.start_of(psutil.Process(other.pid)))
+    assert not processes.is_alive(str(other.pid), processes.start_of(psutil.Process()))
 
 
 def test_a_process_that_nobody_has_waited_for_is_gone(other: subprocess.Popen[bytes]) -> None:
-    started = f"{psutil.Process(other.pid).create_time():.2f}"
+    started = processes.start_of(psutil.Process(other.pid))
     other.kill()
     while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
@@ -68,6 +67,6 @@ def test_a_process_that_nobody_has_waited_for_is_gone(other: subprocess.Popen[by
 
 
 def test_runs_of_other_machines_and_of_nobody_are_left_alone() -> None:
-    assert not processes.has_ended([f"{processes.PREFIX}elsewhere:{2**22 + 1}:1.00"])
-    assert not processes.has_ended(["nightly"])
-    assert processes.has_ended(["nightly", f"{processes.PREFIX}{processes.host()}:{2**22 + 1}:1.00"])
+    assert not processes.has_ended([f"{processes.PREFIX}elsewhere:{2**22 + 1}:1-1"])
+    assert not processes.has_ended(["nightly", processes.PREFIX + "nightly"])
+    assert processes.has_ended(["nightly", f"{processes.PREFIX}{processes.host()}:{2**22 + 1}:1-1"])

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_setti
 
 from rnnlm_core import store as store_module
 from rnnlm_core.checkpoint import Checkpoints, Snapshot, pending
+from rnnlm_core.errors import ResourceError
 from rnnlm_core.model import WEIGHTS
 from rnnlm_core.store import Handle
-from tasks import caching, health, tracked_models, tracking, workspace
+from tasks import caching, health, patience, tracked_models, tracking, workspace
 from tasks.caching import VerifiedSerializer
 from tasks.locking import KernelLocks
 from tasks.stopping import stop_requested
@@ -160,6 +163,32 @@ def test_checkpoints_on_no_list_are_removed_unless_their_training_is_under_way(h
     locks.release_lock("train-def", "me")
     health.clear_checkpoints()
     assert list(workspace.store().handles("checkpoint")) == []
+
+
+def test_a_record_that_does_not_count_takes_no_checkpoint_away(home: Path) -> None:
+    checkpoints("train-abc")
+    (workspace.artifacts() / "results").mkdir(parents=True, exist_ok=True)
+    (workspace.artifacts() / "results" / "train-abc").write_text('{"metadata": {"storage')
+    health.clear_checkpoints()
+    assert len(Checkpoints(workspace.store(), "train-abc").digests()) == 2
+
+
+def test_an_artifact_that_is_no_checkpoint_and_on_no_list_is_removed(home: Path) -> None:
+    with workspace.store().draft("checkpoint") as draft:
+        (draft.folder / "state.json").write_text("[1]")
+        draft.publish()
+    health.clear_checkpoints()
+    assert list(workspace.store().handles("checkpoint")) == []
+
+
+def test_a_database_that_is_locked_is_waited_for_and_not_called_damaged(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "WAIT_SECONDS", 0.3)
+    with closing(sqlite3.connect(home / "mlflow.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ResourceError, match="the database is locked"):
+            list(health.verify())
 
 
 def test_a_checkpoint_that_is_missing_or_damaged_is_found(home: Path) -> None:

@@ -121,11 +121,11 @@ def test_a_lock_without_end_is_an_error_that_names_the_database(
 ) -> None:
     monkeypatch.setattr(patience, "WAIT_SECONDS", 0.3)
     holder = hold(WRITING)
-    with pytest.raises(ResourceError, match="the MLflow database is locked") as caught:
+    with pytest.raises(ResourceError, match="the database is locked") as caught:
         tracking.log_metrics(parent.parent_run_id, {"a": 1.0})
     assert str(home / "mlflow.db") in str(caught.value)
     assert caught.value.exit_code == 5
-    with pytest.raises(ResourceError, match="the MLflow database is locked"):
+    with pytest.raises(ResourceError, match="the database is locked"):
         tracking._create("new", {}, {})
     holder.communicate()
     assert metrics(home, parent.parent_run_id) == []
@@ -181,9 +181,7 @@ def test_a_run_that_cannot_be_closed_keeps_its_error_and_is_closed_later(
     holder.communicate()
     assert client().get_run(flow.parent_run_id).info.status == "RUNNING"
     (warning,) = [news.warning for news in heard if news.stage == "mlflow"]
-    assert warning.startswith(
-        f"run {flow.parent_run_id} stays open until the next start: the MLflow database is locked"
-    )
+    assert warning.startswith(f"run {flow.parent_run_id} stays open until the next start: the database is locked")
 
 
 def test_a_run_whose_end_cannot_be_noted_is_not_finished(
