@@ -267,7 +267,7 @@ def _zipped() -> bytes:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (gzip.compress(b"words"), "gzip"),
+        (gzip.compress(b"words", mtime=0), "gzip"),
         (lzma.compress(b"words"), "xz"),
         (_zipped(), "zip"),
         (b"%PDF-1.7", "PDF"),
