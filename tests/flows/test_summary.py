@@ -57,7 +57,8 @@ def test_a_json_file_holds_no_infinity(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     cli._write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
     assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail) == {
-        "cells": {"rnn": {"test_perplexity": None, "samples": ["é", None]}}
+        "cells": {"rnn": {"test_perplexity": None, "samples": ["é", None]}},
+        "not_finite": {"cells.rnn.test_perplexity": "inf", "cells.rnn.samples.1": "nan"},
     }
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 

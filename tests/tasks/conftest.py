@@ -24,6 +24,7 @@ from tasks import train as train_stage
 from tasks.corpus import corpus
 from tasks.download import download
 from tasks.progress import News
+from tasks.stopping import stop_requested
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining, train
@@ -32,6 +33,12 @@ from tasks.vocabulary import vocabulary
 SHARES = (80, 10, 10)
 MODEL = ModelConfig(hidden_size=8)
 TRAIN = TrainConfig(epochs=2, batch_size=16, num_steps=16, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_asks_to_stop() -> None:
+    """A flow that failed, in another test of this process, has left its wish to stop."""
+    stop_requested.clear()
 
 
 @pytest.fixture(scope="session")
