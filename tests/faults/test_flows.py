@@ -113,7 +113,8 @@ def test_smokes_started_together_do_each_stage_once(tmp_path: Path) -> None:
         lines = finish(process).splitlines()
         assert len([line for line in lines if line.startswith("ok ")]) == 3 + 3 * 5
     wait_until_alone(home)
-    ended = "SELECT name, state_name, count(*) FROM task_run GROUP BY name, state_name"
+    # Prefect keeps a task run for each flow within a flow as well: these are no stages.
+    ended = "SELECT name, state_name, count(*) FROM task_run WHERE name NOT LIKE 'language-model%' GROUP BY 1, 2"
     found = {(name, state): times for name, state, times in rows(home / "prefect" / "prefect.db", ended)}
     stages = {name for name, _ in found}
     assert len(stages) == 5 + 3 * 3 + 1
