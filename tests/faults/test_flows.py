@@ -46,6 +46,16 @@ def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
     return output
 
 
+def wait_for_download(process: "subprocess.Popen[str]") -> None:
+    """Read what the command says until its first stage is done."""
+    assert process.stdout is not None
+    seen = ""
+    while "download       done" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+
+
 def check_closed(home: Path) -> None:
     """Everything is whole and nothing stays open."""
     assert list(what_is_wrong(home, home / "prefect" / "prefect.db")) == []
@@ -128,12 +138,7 @@ def test_a_command_whose_server_dies_starts_another_and_ends_well(
 ) -> None:
     home = tmp_path / "home"
     process = start(home, *SMALL, *CELLS)
-    assert process.stdout is not None
-    seen = ""
-    while "download       done" not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
+    wait_for_download(process)
     (server,) = (one for one in processes_of(home) if "flows.server" in one.cmdline())
     server.kill()
     rest = finish(process)
@@ -157,12 +162,7 @@ def test_a_server_of_others_that_dies_for_good_ends_the_command_in_one_line(
     address = f"http://127.0.0.1:{server.stdout.readline().strip()}/api"
     assert httpx.get(f"{address}/health", timeout=240).status_code == 200  # it listens before it answers
     process = start(home, *SMALL, *CELLS, PREFECT_API_URL=address, PREFECT_CLIENT_MAX_RETRIES="1")
-    assert process.stdout is not None
-    seen = ""
-    while "download       done" not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
+    wait_for_download(process)
     server.kill()
     server.communicate()
     rest = finish(process, 5)
