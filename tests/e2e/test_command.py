@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,6 @@ def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
         if line.startswith("train rnn      epoch 12/"):
             process.send_signal(number)
             break
-    stopped = time.time()
     out, rest = process.communicate(timeout=120)
     assert process.returncode == code, "".join(seen) + rest
     assert out == ""
@@ -172,8 +170,6 @@ def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
     assert faults == []
     epochs = len(snapshot.facts["history"])
     assert epochs >= 12
-    saved = Checkpoints(store, key).pointer.stat().st_mtime
-    print(f"{number.name}: checkpoint after {saved - stopped:.1f} s, end after {time.time() - stopped:.1f} s")
 
     done = subprocess.run(
         command, env=environment(home), cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
