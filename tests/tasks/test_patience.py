@@ -235,7 +235,6 @@ def test_our_errors_come_through_every_call_of_mlflow(
     def refuse(*_: object) -> None:
         raise broken
 
-    monkeypatch.setattr(patience, "_patiently", refuse)
     calls: list[Callable[[], object]] = [
         lambda: tracking.log_metrics(run, {"a": 1.0}),
         lambda: tracking.set_tags(run, {"a": "b"}),
@@ -246,8 +245,9 @@ def test_our_errors_come_through_every_call_of_mlflow(
         lambda: tracked_models.model_files(f"runs:/{run}/model"),
         lambda: tracked_models.predict(f"models:/{'m-' + 32 * '0'}", ["a"]),
     ]
-    for call in calls:
-        with pytest.raises(type(broken)) as caught:
-            call()
-        assert caught.value is broken
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(patience, "_patiently", refuse)
+        for call in calls:
+            with pytest.raises(type(broken)) as caught:
+                call()
+            assert caught.value is broken
