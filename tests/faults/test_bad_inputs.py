@@ -26,6 +26,7 @@ import torch
 import typer
 
 from flows import cli
+from flows.commands import run as run_command
 from rnnlm_core import catalogue
 from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.levels import tokenizer
@@ -247,7 +248,7 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*_: Any, **__: Any) -> None:
         raise AssertionError("begun before the input was checked")
 
-    monkeypatch.setattr(cli, "_run_flow", begun)
+    monkeypatch.setattr(run_command, "_run_flow", begun)
     monkeypatch.setattr("socket.socket.connect", begun)
 
 
@@ -260,7 +261,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         started.append(arguments)
         raise typer.Exit(0)
 
-    monkeypatch.setattr(cli, "_run_flow", run_flow)
+    monkeypatch.setattr(run_command, "_run_flow", run_flow)
     return started
 
 
@@ -742,7 +743,7 @@ def test_d40_a_figure_that_is_no_number_is_shown_marked_and_warned_of(
         "preset": "smoke", "corpus": "book", "cells": {"gru": figures}, "best_cell": "gru",
         "parent_run_id": "1" * 32, "seconds": 1.0, "tasks": {"executed": 9, "cached": 0},
     }  # fmt: skip
-    monkeypatch.setattr(cli, "_flows_ready", nullcontext)
+    monkeypatch.setattr(run_command, "flows_ready", nullcontext)
     monkeypatch.setattr(language_model, "language_model", lambda *_: summary)
     answer = rnnlm(*RUN, "--json", tmp_path / "out.json")
     place = "cells.gru.test_perplexity"

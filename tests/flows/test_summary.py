@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import cli, tables
+from flows import tables
+from flows.commands import run
 from flows.summary import CellSummary, PartlyDoneError, RunSummary, figure, markdown_table
 from tasks.tracked_runs import TrackedRun
 
@@ -55,7 +56,7 @@ def test_a_partly_done_run_tells_reasons_and_remedy_and_keeps_the_summary() -> N
 
 def test_a_json_file_holds_no_infinity(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    cli._write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
+    run._write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
     assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail) == {
         "cells": {"rnn": {"test_perplexity": None, "samples": ["é", None]}},
         "not_finite": {"cells.rnn.test_perplexity": "inf", "cells.rnn.samples.1": "nan"},

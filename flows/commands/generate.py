@@ -1,0 +1,97 @@
+"""`rnnlm generate`: a trained model continues a text."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.screen import news_on_screen, warn
+from rnnlm_core.errors import DataError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from rnnlm_core.model import SavedModel
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
+    prefix: Annotated[list[str], typer.Option(help="Text to continue; several are continued as one batch.")],
+    length: Annotated[int, typer.Option(help="Tokens to add (1 to 10000).")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 = greedy; above, the text gets freer (up to 5).")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw among the so many likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens of this probability together; 1 = all.")
+    ] = 1.0,
+    beam: Annotated[int, typer.Option(help="Beam search with so many continuations (at temperature 0).")] = 1,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Beam search ranks by log P / length^this.", show_default="0.75")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens that occurred are less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Token that ends the text; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws the same text again (with temperature above 0).")] = None,
+    unknown: Annotated[
+        str, typer.Option(help="Prefix tokens outside the vocabulary: `map` to <unk>, or `error`.")
+    ] = "error",
+    stream: Annotated[bool, typer.Option("--stream", help="Print each token as soon as it is there.")] = False,
+) -> None:
+    """Print the prefix and its continuation."""
+    from rnnlm_core.config import GenerateConfig, RunConfig, override
+
+    settings: dict[str, Any] = {
+        "generate.length": length,
+        "generate.temperature": temperature,
+        "generate.top_k": top_k,
+        "generate.top_p": top_p,
+        "generate.beam": beam,
+        "generate.repetition_penalty": repetition_penalty,
+        "generate.stop": stop or [],
+        "generate.unknown": unknown,
+        "generate.prefixes": prefix,
+    }
+    for key, value in (("generate.seed", seed), ("generate.length_penalty", length_penalty)):
+        if value is not None:
+            settings[key] = value
+    config: GenerateConfig = override(RunConfig(), settings).generate
+    if stream and (len(prefix) > 1 or beam > 1):
+        raise UsageError(
+            "`--stream` prints one text as it grows", "several prefixes or --beam", "leave one of them out"
+        )
+
+    from rnnlm_core.generate import continue_texts, stream_text
+
+    with news_on_screen():
+        saved = load(model)
+    if not stream:
+        for sample in continue_texts(saved, prefix, config, warn):
+            typer.echo(sample.text)
+        return
+    for piece in stream_text(saved, prefix[0], config, warn):
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+
+
+def load(reference: str) -> "SavedModel":
+    """Return the model a reference names: from the store, or from MLflow's copy of it."""
+    from tasks import workspace
+
+    workspace.prepare_environment()
+    from rnnlm_core.model import load_model
+    from rnnlm_core.store import Handle
+    from tasks import tracked_models, tracked_runs
+
+    if reference.startswith("models:/"):
+        return load_model(tracked_models.model_files(reference))
+    found = tracked_runs.find_model_run(reference)
+    digest = found.tags.get("rnnlm.model_sha256", "")
+    if not digest:
+        raise DataError("this run has no model", f"{reference} ({found.status})", "run the training again")
+    handle = Handle("model", digest)
+    place = workspace.store().path(handle)
+    fault = workspace.store().fault(handle)
+    if not fault:
+        return load_model(place)
+    if "rnnlm.model_uri" not in found.tags:
+        raise IntegrityError(f"the model {fault}, and MLflow has no copy", place, "run the training again")
+    if fault != "is missing":  # that is no damage: artifacts may be removed
+        warn(f"the model {fault}, MLflow's copy is read instead: {place}")
+    return load_model(tracked_models.model_files(found.tags["rnnlm.model_uri"]))
