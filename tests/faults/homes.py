@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -111,7 +113,8 @@ def let_time_pass(home: Path) -> None:
 
 
 def rows(database: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
+    # Not read-only: the first to open it after a kill takes back what was half written.
+    with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=60)) as connection:
         return connection.execute(query, values).fetchall()
 
 
@@ -120,7 +123,10 @@ def stages_that_count(home: Path) -> set[str]:
     runs: set[str] = set()
     if (home / "mlflow.db").exists():
         active = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'"
-        runs = {run for (run,) in rows(home / "mlflow.db", active)}
+        with tempfile.TemporaryDirectory() as folder:  # what is half written is for the next command to take back
+            for path in home.glob("mlflow.db*"):
+                shutil.copy(path, folder)
+            runs = {run for (run,) in rows(Path(folder) / "mlflow.db", active)}
     stages = set()
     for record in (home / "artifacts" / "results").glob("*-*"):
         try:
