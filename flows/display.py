@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from rnnlm_core.train import Epoch
 from tasks.progress import News
+from tasks.wording import duration
 
 LINES_PER_CELL = 10
 
@@ -70,8 +71,3 @@ class Display:
             self.bars.update(self.tasks[cell], completed=epoch.number, state=state)
         elif epoch.number % max(1, epoch.epochs // LINES_PER_CELL) == 0 or epoch.number == epoch.epochs:
             self.line(f"train {cell:<8} {state}")
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

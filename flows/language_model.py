@@ -93,6 +93,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     ledger = Ledger(run)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
         ledger.take(stage, future)
+    ledger.note_corpus(ids.result(), words.result())
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):

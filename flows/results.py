@@ -3,12 +3,12 @@
 import math
 from datetime import UTC, datetime
 
-from flows.display import duration
 from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.published import SECTIONS, Published, Section
 from tasks.tracked_runs import TrackedRun, curve, finished_cells
-from tasks.tracking import TRAINING_KEYS, parameter_text
+from tasks.tracking import TRAINING_KEYS
+from tasks.wording import duration, parameter_text
 
 HEAD = """# Results
 

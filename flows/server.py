@@ -82,6 +82,9 @@ class OwnApi(Api):
         """Wait until the server answers, and have flows use it."""
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
+        from tasks import run_origin
+
+        run_origin.note_own_server(self.url)
         deadline = time.monotonic() + STARTUP_SECONDS
         while not _healthy(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -14,12 +14,13 @@ from rnnlm_core.errors import PartialError
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracking, workspace
+from tasks import progress, tracked_inputs, tracked_notes, tracking, workspace
 from tasks.evaluate import TrackedEvaluation
 from tasks.generate import Samples
 from tasks.progress import News
 from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining
+from tasks.wording import figure
 
 Result = TypeVar("Result")
 CELL_STAGES = ("train", "evaluate", "generate")
@@ -102,6 +103,10 @@ class Ledger:
                 cached = stages.train.state.name == "Cached"
                 self.cells[cell] = (results["train", cell], results["generate", cell], cached)
 
+    def note_corpus(self, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
+        """Note on the parent run which corpus is read, before its cells note it too: MLflow takes a new one once."""
+        tracked_inputs.log_corpus(self.run.parent_run_id, self.run.corpus, corpus, vocabulary)
+
     def describe(self, eos: str, corpus: Corpus, vocabulary: BuiltVocabulary, text: Statistics) -> None:
         """Note on the parent run what the text looks like and what each split holds."""
         facts: dict[str, float] = {"vocabulary/size": vocabulary.size, "text/tokens_counted": text.num_tokens}
@@ -133,6 +138,7 @@ class Ledger:
             {cell: summary.run_id for cell, summary in cells.items()},
             [cell for cell, summary in cells.items() if not summary.cached],
         )
+        self._describe_result(cells, compared.best_cell)
         table = markdown_table(cells)
         for name in (PICTURE, TABLE):
             tracking.log_file(self.run.parent_run_id, folder / name)
@@ -149,9 +155,19 @@ class Ledger:
             tasks=dict(self.counts),
         )
         if self.failures:
-            reasons = "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
-            raise PartlyDoneError(summary, reasons)
+            raise PartlyDoneError(summary, self._reasons())
         return summary
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
+
+    def _describe_result(self, cells: Mapping[str, CellSummary], best: str) -> None:
+        """Say on the parent run's page what came of it, with links to the run of each cell."""
+        links = {cell: f"[{cell}]({tracked_notes.link(summary.run_id)})" for cell, summary in cells.items()}
+        found = {cell: summary.run_id for cell, summary in cells.items() if summary.cached}
+        one = cells[best]
+        measured = next(p for p in (one.test_perplexity, one.valid_perplexity, one.train_perplexity) if p is not None)
+        tracked_notes.note_pipeline(self.run, best, measured, markdown_table(cells, links), found, self._reasons())
 
     def _summary(self, row: Row) -> CellSummary:
         trained, samples, cached = self.cells[row.cell]
@@ -177,17 +193,12 @@ class PartlyDoneError(PartialError):
         self.summary = summary
 
 
-def markdown_table(cells: Mapping[str, CellSummary]) -> str:
-    """Return the comparison as a Markdown table."""
+def markdown_table(cells: Mapping[str, CellSummary], names: Mapping[str, str] | None = None) -> str:
+    """Return the comparison as a Markdown table; `names` says what to write for each cell."""
     head = "| cell | train ppl | valid ppl | test ppl | bits/char | tokens/s | parameters | epochs |"
     lines = [head, "|---" * 8 + "|"]
     for cell, s in cells.items():
         figures = [figure(s.train_perplexity), figure(s.valid_perplexity), figure(s.test_perplexity)]
         rest = [figure(s.bits_per_char), f"{s.tokens_per_second:,.0f}", f"{s.parameters:,}", str(s.epochs)]
-        lines.append("| " + " | ".join([cell, *figures, *rest]) + " |")
+        lines.append("| " + " | ".join([(names or {}).get(cell, cell), *figures, *rest]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def figure(value: float | None) -> str:
-    """Return a perplexity or rate with the digits people compare, a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}" if value < 100 else f"{value:,.1f}"

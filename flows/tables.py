@@ -12,10 +12,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flows.summary import figure
 from rnnlm_core.download import without_password
 from rnnlm_core.statistics import Statistics
 from tasks.tracked_runs import TrackedRun
+from tasks.wording import figure
 from tasks.workspace import PROJECT
 
 NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs")

@@ -79,11 +79,17 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     """Draw perplexity against epoch, a colour per cell: validation solid, training dotted."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    draw_perplexity(trained, figure.add_subplot())
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_perplexity(trained: Sequence[Trained], axes: Any) -> None:
+    """Draw the curves of `plot_perplexity` into axes of matplotlib's."""
+    from matplotlib.ticker import MaxNLocator
+
     for one in trained:
         colour = COLOURS[one.cell]
         epochs = [epoch.number for epoch in one.history]
@@ -109,4 +115,3 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25, which="both")
     axes.legend(loc="upper right", frameon=False, ncols=max(1, len(trained)))
-    figure.savefig(path, metadata={"Software": None})

@@ -6,7 +6,7 @@ as one batch. Characters are joined with nothing, words with a space, bytes as s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -42,9 +42,16 @@ def generate(
 ) -> tuple[Sample, ...]:
     """Draw one sample per prefix; without prefixes, the first tokens of `split` of the corpus are the prefix."""
     saved = load_model(store.open(model))
+    return continue_tokens(saved, sample_prefixes(saved, store.open(corpus), split, config, warn), config)
+
+
+def sample_prefixes(
+    saved: SavedModel, corpus: Path, split: str, config: GenerateConfig, warn: Warn = lambda _: None
+) -> list[list[str]]:
+    """Return what the samples of a run continue, as tokens: each prefix, or the first tokens of `split`."""
     if not config.prefixes:
-        return tuple(_continue(saved, [_opening_tokens(saved, store.open(corpus), split)], config))
-    return continue_texts(saved, config.prefixes, config, warn)
+        return [_opening_tokens(saved, corpus, split)]
+    return [prefix_tokens(saved, prefix, config.unknown, warn) for prefix in config.prefixes]
 
 
 def continue_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Sample:
@@ -63,7 +70,20 @@ def continue_texts(
     saved: SavedModel, prefixes: Sequence[str], config: GenerateConfig, warn: Warn = lambda _: None
 ) -> tuple[Sample, ...]:
     """Return each prefix with its continuation, computed as one batch; each is what it would be alone."""
-    return tuple(_continue(saved, [prefix_tokens(saved, p, config.unknown, warn) for p in prefixes], config))
+    return continue_tokens(saved, [prefix_tokens(saved, p, config.unknown, warn) for p in prefixes], config)
+
+
+def continue_tokens(saved: SavedModel, prefixes: Sequence[list[str]], config: GenerateConfig) -> tuple[Sample, ...]:
+    """Return each prefix, given as tokens, with its continuation."""
+    return tuple(_continue(saved, prefixes, config))
+
+
+def at_temperatures(
+    saved: SavedModel, tokens: list[str], temperatures: Sequence[float], config: GenerateConfig
+) -> tuple[Sample, ...]:
+    """Return a prefix with one continuation per temperature, computed as one batch; without beam search."""
+    rows = [replace(config, temperature=temperature, beam=1) for temperature in temperatures]
+    return tuple(_continue(saved, [tokens] * len(rows), replace(config, beam=1), rows))
 
 
 def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Iterator[str]:
@@ -87,13 +107,15 @@ def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Wa
     return saved.tokenizer.pieces(all_tokens())
 
 
-def _continue(saved: SavedModel, prefixes: Sequence[list[str]], config: GenerateConfig) -> Iterator[Sample]:
+def _continue(
+    saved: SavedModel, prefixes: Sequence[list[str]], config: GenerateConfig, rows: Sequence[GenerateConfig] = ()
+) -> Iterator[Sample]:
     ids = [saved.vocabulary[tokens] for tokens in prefixes]
     if config.beam > 1:
         added = [_beam_search(saved, row, config) for row in ids]
     else:
         added = [[] for _ in prefixes]
-        for step in _drawn(saved, ids, config):
+        for step in _drawn(saved, ids, config, rows):
             for row, token in zip(added, step, strict=True):
                 if token is not None:
                     row.append(token)
@@ -146,32 +168,38 @@ def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
     return ids
 
 
-def _drawn(saved: SavedModel, ids: Sequence[list[int]], config: GenerateConfig) -> Iterator[list[int | None]]:
+def _drawn(
+    saved: SavedModel, ids: Sequence[list[int]], config: GenerateConfig, rows: Sequence[GenerateConfig] = ()
+) -> Iterator[list[int | None]]:
     """Yield what each row adds, step by step, until `config.length`; None for a row that has met a stop token."""
     stops = _stop_ids(saved, config)
     ended = [False] * len(ids)
-    for step in islice(continue_ids(saved.model, ids, config), config.length):
+    for step in islice(continue_ids(saved.model, ids, config, rows), config.length):
         ended = [over or token in stops for over, token in zip(ended, step, strict=True)]
         if all(ended):
             return
         yield [None if over else token for over, token in zip(ended, step, strict=True)]
 
 
-def continue_ids(model: LanguageModel, prefixes: Sequence[list[int]], config: GenerateConfig) -> Iterator[list[int]]:
+def continue_ids(
+    model: LanguageModel, prefixes: Sequence[list[int]], config: GenerateConfig, rows: Sequence[GenerateConfig] = ()
+) -> Iterator[list[int]]:
     """Yield one id per prefix, for ever: each state is warmed up on its prefix, then each id is fed back.
 
+    `rows` gives each prefix settings of its own; without them all have those of `config`.
     Every row draws from a generator of its own, seeded alike, so that a row is what it would be alone.
     """
     device = model.output.weight.device
-    generators = [torch.Generator().manual_seed(config.seed) for _ in prefixes]
+    rows = rows or [config] * len(prefixes)
+    generators = [torch.Generator().manual_seed(one.seed) for one in rows]
     seen = [set(ids) for ids in prefixes]
     with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
         logits, state = _warm_up(model, prefixes)
     while True:
         with torch.inference_mode():
             chosen = []
-            for row, generator, before in zip(logits, generators, seen, strict=True):
-                chosen.append(_choose(_penalized(row, before, config.repetition_penalty), config, generator))
+            for row, one, generator, before in zip(logits, rows, generators, seen, strict=True):
+                chosen.append(_choose(_penalized(row, before, one.repetition_penalty), one, generator))
                 before.add(chosen[-1])
         yield chosen
         with torch.inference_mode():

@@ -52,10 +52,12 @@ def train_in_child(
     progress: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], bool],
     warn: Callable[[str], None],
+    usage: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a job in a child process and return its result as plain data (see `train.Trained`).
 
-    `progress` receives each `train.Epoch` as plain data. Raises what the child raised; a child that died raises
+    `progress` receives each `train.Epoch` as plain data, `usage` before that what the child has used
+    (`process_usage.Meter`). Raises what the child raised; a child that died raises
     `ResourceError` with the signal.
     """
     with tempfile.TemporaryFile() as errors:
@@ -68,7 +70,7 @@ def train_in_child(
             env=_environment(job),
         )
         try:
-            return _listen(child, job, progress, should_stop, warn, errors)
+            return _listen(child, job, progress, should_stop, warn, usage, errors)
         finally:
             _end(child)
 
@@ -86,6 +88,7 @@ def _listen(
     progress: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], bool],
     warn: Callable[[str], None],
+    usage: Callable[[dict[str, float]], None],
     errors: IO[bytes],
 ) -> dict[str, Any]:
     assert child.stdin is not None
@@ -108,6 +111,8 @@ def _listen(
         message = json.loads(line)
         if "epoch" in message:
             progress(message["epoch"])
+        elif "usage" in message:
+            usage(message["usage"])
         elif "warning" in message:
             warn(message["warning"])
         elif "error" in message:
@@ -205,7 +210,14 @@ def _watch_parent(stopped: threading.Event) -> None:
 def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Event) -> dict[str, Any]:
     import torch
 
-    from rnnlm_core.train import train
+    from rnnlm_core.process_usage import Meter
+    from rnnlm_core.train import Epoch, train
+
+    meter = Meter()
+
+    def progress(epoch: Epoch) -> None:
+        say(usage=meter.read())
+        say(epoch=asdict(epoch))
 
     if fields["threads"]:
         torch.set_num_threads(fields["threads"])
@@ -218,7 +230,7 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
         Store(Path(fields["store"])),
         key=fields["key"],
         checkpoint_seconds=fields["checkpoint_seconds"],
-        progress=lambda epoch: say(epoch=asdict(epoch)),
+        progress=progress,
         should_stop=stopped.is_set,
         warn=lambda text: say(warning=text),
     )

@@ -6,7 +6,7 @@ from rnnlm_core import evaluate as core
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.evaluate import Evaluated
-from tasks import tracking, workspace
+from tasks import tracked_notes, tracking, workspace
 from tasks.caching import stage
 from tasks.train import TrackedTraining
 
@@ -39,4 +39,5 @@ def evaluate(
         },
     )
     tracking.set_tags(training.run_id, {"rnnlm.evaluated_split": done.split})
+    tracked_notes.note_cell(training.run_id, training.trained, done)
     return TrackedEvaluation(done, training.run_id)

@@ -32,6 +32,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     generate,
     patience,
     processes,
+    relocation,
     statistics,
     tokenize,
     tracking,
@@ -54,7 +55,10 @@ def verify() -> Iterator[str]:
     databases = [path for path in (tracking_database.local_database(), _prefect_database()) if path is not None]
     damaged = [fault for path in databases for fault in _database_faults(path)]
     yield from damaged
-    if not damaged:  # what the records name is looked up there
+    move = None if damaged else relocation.find_move()
+    if move is not None:
+        yield "; ".join(move.error().lines)
+    elif not damaged:  # what the records name is looked up there
         yield from (f"record {record.name}: {fault}" for record, fault in _record_faults())
     for folder in _logged_models():
         if fault := folder_fault(folder, folder.name):

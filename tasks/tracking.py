@@ -4,12 +4,11 @@ Runs are opened with an explicit client and run id, never through a global activ
 The same training is the same run: a cell that is trained again under the same key writes into the run it had.
 """
 
-import functools
-import subprocess
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from mlflow.entities import Metric, Param, RunTag
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import RnnlmError
 from rnnlm_core.train import Epoch
-from tasks import processes, progress, tracked_runs, workspace
+from tasks import processes, progress, run_origin, tracked_runs
 from tasks.tracked_runs import TrackedRun
 from tasks.tracking_database import client, experiment_id
+from tasks.wording import parameter_text
 
 PARENT = "mlflow.parentRunId"
 FLUSH_SECONDS = 2.0
 TRAINING_KEYS = ("corpus", "tokenizer", "model", "train")
-LONGEST_PARAMETER = 6000
+CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class FlowRun:
     corpus: str
     parameters: tuple[tuple[str, str], ...]
     prefect_flow_run_id: str
+    config: str = "{}"
+    """Every key and value of the config, as JSON."""
 
     def cache_identity(self) -> tuple[()]:
         """Who asks changes nothing."""
@@ -46,12 +48,32 @@ class FlowRun:
 @contextmanager
 def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flow_run_id: str) -> Iterator[FlowRun]:
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
-    name = f"{preset} · {corpus}"
     texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
-    run_id = _create(name, {"rnnlm.kind": "pipeline", "rnnlm.preset": preset, "rnnlm.corpus": corpus,
-                            "prefect.flow_run_id": prefect_flow_run_id}, dict(texts))  # fmt: skip
-    with _closing(run_id):
-        yield FlowRun(run_id, preset, corpus, texts, prefect_flow_run_id)
+    flow = FlowRun("", preset, corpus, texts, prefect_flow_run_id, json.dumps(parameters, ensure_ascii=False, indent=1))
+    about = {**_about(flow), "rnnlm.kind": "pipeline"}
+    flow = replace(flow, parent_run_id=_create(f"{preset} · {corpus}", about, dict(texts)))
+    with _closing(flow.parent_run_id):
+        log_text(flow.parent_run_id, flow.config, CONFIG_FILE)
+        yield flow
+
+
+def _about(flow: FlowRun) -> dict[str, str]:
+    """Return the tags that parent and children share: what to filter by, and where they come from."""
+    parameters = dict(flow.parameters)
+    keys = {"rnnlm.level": "tokenizer.level", "rnnlm.implementation": "model.implementation", "rnnlm.cells": "cells"}
+    return {
+        "rnnlm.preset": flow.preset,
+        "rnnlm.corpus": flow.corpus,
+        **{tag: parameters[key] for tag, key in keys.items() if key in parameters},
+        **run_origin.origin(flow.preset),
+        **_owner(flow),
+    }
+
+
+def _owner(flow: FlowRun) -> dict[str, str]:
+    """Return the tags that name the flow run on whose behalf a run is under way."""
+    flow_run_id = flow.prefect_flow_run_id
+    return {"prefect.flow_run_id": flow_run_id, **run_origin.prefect_link(flow_run_id), **processes.this_process()}
 
 
 @contextmanager
@@ -62,8 +84,7 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
     found = tracked_runs.newest(f"tags.`rnnlm.key` = '{key}'")
     if found is not None:
         run_id = str(found.info.run_id)
-        owner = {PARENT: flow.parent_run_id, "prefect.flow_run_id": flow.prefect_flow_run_id}
-        set_tags(run_id, owner | processes.this_process())
+        set_tags(run_id, {PARENT: flow.parent_run_id, **_owner(flow)})
         client().update_run(run_id, status="RUNNING")
         if "rnnlm.error" in found.data.tags:
             client().delete_tag(run_id, "rnnlm.error")
@@ -71,21 +92,26 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
         _log_parameters(run_id, {key: value for key, value in settings.items() if key not in found.data.params})
     else:
         about = {
+            **_about(flow),
             PARENT: flow.parent_run_id,
             "rnnlm.kind": "cell",
             "rnnlm.cell": cell,
             "rnnlm.key": key,
-            "rnnlm.preset": flow.preset,
-            "rnnlm.corpus": flow.corpus,
-            "prefect.flow_run_id": flow.prefect_flow_run_id,
         }
         run_id = _create(f"{cell} · {flow.corpus}", {**about, **tags}, settings)
     with _closing(run_id):
+        log_text(run_id, _settings_file(flow, cell), CONFIG_FILE)
         yield run_id
 
 
+def _settings_file(flow: FlowRun, cell: str) -> str:
+    """Return, as JSON, what of the config a training depends on."""
+    config = {key: value for key, value in json.loads(flow.config).items() if key.split(".")[0] in TRAINING_KEYS}
+    return json.dumps({"preset": flow.preset, "cell": cell, **config}, ensure_ascii=False, indent=1)
+
+
 def _create(name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
-    all_tags = {"mlflow.runName": name, **processes.this_process(), **_revision(), **tags}
+    all_tags = {"mlflow.runName": name, **processes.this_process(), **tags}
     run_id = str(client().create_run(experiment_id(), tags=all_tags).info.run_id)
     crashpoint("run created")
     _log_parameters(run_id, parameters)
@@ -119,8 +145,6 @@ def link_children(flow: FlowRun, children: dict[str, str], trained: Sequence[str
         client().set_tag(flow.parent_run_id, f"rnnlm.child.{cell}", run_id)
     found = [cell for cell in children if cell not in trained]
     if found:
-        note = "Already trained, nothing repeated: " + ", ".join(f"{cell} in run {children[cell]}" for cell in found)
-        client().set_tag(flow.parent_run_id, "mlflow.note.content", note)
         client().set_tag(flow.parent_run_id, "rnnlm.found_trained", ",".join(found))
 
 
@@ -134,8 +158,8 @@ class EpochLog:
         self.waiting: list[Metric] = []
         self.flushed = time.monotonic()
 
-    def add(self, epoch: Epoch) -> None:
-        """Note an epoch; it reaches MLflow within seconds."""
+    def add(self, epoch: Epoch, used: Mapping[str, float] | None = None) -> None:
+        """Note an epoch, and what its process had `used` of the machine by then; it reaches MLflow within seconds."""
         if epoch.number <= self.last:
             return
         self.last = epoch.number
@@ -148,6 +172,7 @@ class EpochLog:
             "optim/gradient_norm": epoch.gradient_norm,
             "perf/tokens_per_second": epoch.tokens_per_second,
             "perf/epoch_seconds": epoch.seconds,
+            **{f"system/{name}": value for name, value in (used or {}).items()},
         }
         now = int(time.time() * 1000)
         self.waiting += [Metric(k, v, now, epoch.number) for k, v in values.items() if v is not None]
@@ -182,6 +207,15 @@ def log_text(run_id: str, text: str, name: str) -> None:
     client().log_text(run_id, text, name)
 
 
+def log_table(run_id: str, columns: list[str], rows: list[list[Any]], name: str) -> None:
+    """Store a table among a run's artifacts, as MLflow's pages show and compare them; it takes the place of the last.
+
+    MLflow's own `log_table` would add the rows to those of the last time.
+    """
+    log_text(run_id, json.dumps({"columns": columns, "data": rows}, ensure_ascii=False), name)
+    set_tags(run_id, {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+
+
 def log_file(run_id: str, path: Path, folder: str = "") -> None:
     """Store a file among a run's artifacts."""
     client().log_artifact(run_id, str(path), folder or None)
@@ -198,22 +232,3 @@ def close_dead_runs() -> list[TrackedRun]:
             client().set_terminated(run.info.run_id, "KILLED")
             closed.append(tracked_runs.tracked(run))
     return closed
-
-
-@functools.cache
-def _revision() -> dict[str, str]:
-    """Return the git revision of the project as a tag, if it is a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            cwd=workspace.PROJECT, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
-
-
-def parameter_text(value: Any) -> str:
-    """Return a value of the config as MLflow keeps it."""
-    text = ",".join(value) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= LONGEST_PARAMETER else text[: LONGEST_PARAMETER - 1] + "…"

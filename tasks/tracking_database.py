@@ -19,9 +19,9 @@ from sqlalchemy import make_url
 
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
-from tasks import patience, workspace
+from tasks import patience, relocation, workspace
 
-EXPERIMENT = "rnnlm"
+EXPERIMENT = relocation.EXPERIMENT
 
 
 def client() -> MlflowClient:
@@ -144,6 +144,8 @@ def _check_database(path: Path) -> None:
             version = database.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError as error:
             raise _no_database(path, str(error)) from error
+        if path == workspace.home() / "mlflow.db" and (move := relocation.move_of(database, path, path.parent)):
+            raise move.error()  # MLflow would make the folders of the old place again, and write there
     ours = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     if version != (ours.get_current_head(),):
         raise IntegrityError(

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +19,7 @@ from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.train_process import Job, train_in_child
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracked_models, tracking, workspace
+from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
 from tasks.caching import cache_key, stage
 from tasks.stopping import stop_requested
 from tasks.tracking import FlowRun
@@ -56,12 +58,14 @@ def train(
         _unless_stopped(cell),
         tracking.child_run(flow, cell, key, _tags(corpus, vocabulary)) as run_id,
     ):
+        tracked_inputs.log_corpus(run_id, flow.corpus, corpus, vocabulary)
         log = tracking.EpochLog(run_id)
         read_epoch = TypeAdapter(Epoch).validate_python
+        used: dict[str, float] = {}
 
         def on_epoch(fields: dict[str, Any]) -> None:
             epoch = read_epoch(fields)
-            log.add(epoch)
+            log.add(epoch, used)
             progress.publish(progress.News("train", cell, epoch=epoch))
 
         settings = replace(config, device=device)
@@ -78,7 +82,7 @@ def train(
         )
         try:
             result = train_in_child(
-                job, on_epoch, stop_requested.is_set, lambda text: progress.warn("train", text, cell)
+                job, on_epoch, stop_requested.is_set, lambda text: progress.warn("train", text, cell), used.update
             )
         finally:
             log.flush()
@@ -105,6 +109,7 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
     from rnnlm_core.model import load_model
+    from rnnlm_core.training_plot import PICTURE, plot_training
 
     store = workspace.store()
     folder = store.open(trained.model)
@@ -124,6 +129,10 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
         },
     )
     tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
+    with TemporaryDirectory() as temporary:
+        picture = Path(temporary) / PICTURE
+        plot_training(trained, picture)
+        tracking.log_file(run_id, picture)
     example = opening(load_model(folder), store.open(corpus.handle), "train")
     address = tracked_models.log_model(run_id, folder, trained.cell, example)
     crashpoint("model logged")

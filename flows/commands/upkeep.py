@@ -1,5 +1,7 @@
 """`rnnlm verify` and `rnnlm doctor`: what is wrong, and what can be mended."""
 
+from typing import Annotated
+
 import typer
 
 from flows.commands.screen import flows_ready, news_on_screen
@@ -24,18 +26,51 @@ def verify() -> None:
     typer.echo("everything is whole", err=True)
 
 
-def doctor() -> None:
-    """Mend what can be mended: end dead runs, sweep leftovers, remove what is damaged and can be made again."""
+def doctor(
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only show what `verify` finds and, after a move of the folder, what would be changed in MLflow.",
+        ),
+    ] = False,
+) -> None:
+    """Mend what can be mended: end dead runs, sweep leftovers, remove what is damaged and can be made again.
+
+    After a move of the project folder MLflow is told the new places first; its database is copied before.
+    """
     from tasks import workspace
 
     workspace.prepare_environment()
+    with news_on_screen():
+        _relocate(dry_run)
+    if dry_run:
+        _show_faults()
+        return
     with flows_ready():
         from tasks import health
 
         for done in health.repair():
             typer.echo(done)
-    left = list(health.verify())
-    for fault in left:
+    if left := _show_faults():
+        raise IntegrityError("not all of it can be mended", f"{left} faults listed above", "restore these")
+
+
+def _relocate(dry_run: bool) -> None:
+    """Settle the places of a moved folder, before MLflow is opened; or say what would be changed."""
+    from tasks import relocation
+
+    move = relocation.find_move()
+    if move is not None:
+        for line in relocation.plan(move) if dry_run else relocation.relocate(move):
+            typer.echo(line)
+
+
+def _show_faults() -> int:
+    """Print what is wrong, and return how much of it there is."""
+    from tasks import health
+
+    found = list(health.verify())
+    for fault in found:
         typer.echo(fault)
-    if left:
-        raise IntegrityError("not all of it can be mended", f"{len(left)} faults listed above", "restore these")
+    return len(found)

@@ -16,8 +16,9 @@ from rnnlm_core.config import flatten
 from rnnlm_core.presets import run_config
 from rnnlm_core.published import SECTIONS, Published, Section
 from tasks import tracking
-from tasks.tracking import FlowRun, parameter_text
+from tasks.tracking import FlowRun
 from tasks.tracking_database import client
+from tasks.wording import parameter_text
 
 Train = Callable[..., str]
 FIGURES = {

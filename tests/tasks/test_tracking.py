@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from rnnlm_core.config import EvaluateConfig, TrainConfig
 from rnnlm_core.errors import DataError, Stopped
 from rnnlm_core.train import Epoch
-from tasks import tracking
+from tasks import tracking, wording
 from tasks.corpus import Corpus
 from tasks.evaluate import evaluate
 from tasks.tracked_runs import curve
@@ -79,7 +79,7 @@ def test_a_parent_run_has_a_readable_name_tags_and_flat_parameters(home: Path) -
 def test_a_parameter_that_mlflow_would_refuse_for_its_length_is_cut(home: Path) -> None:
     with open_parent() as flow:
         shown = read(flow.parent_run_id).data.params["corpus.name"]
-    assert len(shown) == tracking.LONGEST_PARAMETER
+    assert len(shown) == wording.LONGEST_PARAMETER
     assert shown.endswith("x…")
 
 
@@ -221,7 +221,6 @@ def test_the_parent_names_the_run_of_each_cell_and_what_was_found(parent: FlowRu
     assert tags["rnnlm.child.rnn"] == "run-r"
     assert tags["rnnlm.child.gru"] == "run-g"
     assert tags["rnnlm.found_trained"] == "rnn"
-    assert tags["mlflow.note.content"] == "Already trained, nothing repeated: rnn in run run-r"
 
 
 @pytest.mark.parametrize("started", ["0.00", "nonsense"])
@@ -258,7 +257,7 @@ def test_a_run_of_another_machine_is_left_alone(home: Path) -> None:
 
 def test_a_parameter_is_kept_as_it_is_typed() -> None:
     values = [0.5, 2.0, 1e-3, 20, "90/5/5", ("rnn", "gru"), ()]
-    assert [tracking.parameter_text(value) for value in values] == [
+    assert [wording.parameter_text(value) for value in values] == [
         "0.5", "2.0", "0.001", "20", "90/5/5", "rnn,gru", "",
     ]  # fmt: skip
 

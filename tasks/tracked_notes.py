@@ -1,0 +1,97 @@
+"""What a run's page says at its top, and what the run is called in the list once its figures are known.
+
+Somebody's own words are theirs to keep: a description that was edited, or a run that was renamed, stays.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from mlflow.entities import RunTag
+
+from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.train import Trained
+from tasks.tracked_runs import TrackedRun, tracked
+from tasks.tracking import FlowRun
+from tasks.tracking_database import client, experiment_id
+from tasks.wording import command, duration, figure
+
+NOTE = "mlflow.note.content"
+WRITTEN = "rnnlm.note_sha256"
+UNITS = {"char": "characters", "word": "words", "byte": "bytes", "bpe": "byte pairs"}
+
+
+def note_cell(run_id: str, trained: Trained, evaluated: Evaluated) -> None:
+    """Give the run of a cell its description and its name, from its figures."""
+    run = tracked(client().get_run(run_id))
+    base = f"{trained.cell} · {run.tags.get('rnnlm.corpus', '?')}"
+    which = "" if evaluated.split == "test" else f"{evaluated.split} "
+    name = f"{base} · {which}ppl {figure(evaluated.perplexity)}"
+    _write(run, base, name, "\n\n".join(filter(None, _cell_words(run, trained, evaluated))))
+
+
+def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list[str]:
+    p = run.parameters
+    layers = p.get("model.num_layers", "1")
+    shape = [f"{p['model.hidden_size']} hidden"] if "model.hidden_size" in p else []
+    shape += [f"{layers} layer{'s' * (layers != '1')}"] if shape else []
+    unit = UNITS.get(p.get("tokenizer.level", ""), "")
+    what = ", ".join([f"**{trained.cell.upper()}**", *shape])
+    where = f"on {run.tags.get('rnnlm.corpus', '?')}" + (f" ({unit})" if unit else "")
+    result = (
+        f"{evaluated.split} perplexity **{figure(evaluated.perplexity)}** ({evaluated.bits_per_char:.3f} bits per "
+        f"character, {evaluated.oov_rate:.2%} of the tokens unknown)"
+    )
+    done, wanted = len(trained.history), trained.history[-1].epochs
+    best = f"The weights are those of epoch {trained.best_epoch} of {done}"
+    if done < wanted:
+        best += f" (stopped early, {wanted} allowed)"
+    if trained.best.valid_perplexity is not None:
+        best += f", the best by validation perplexity ({figure(trained.best.valid_perplexity)})"
+    effort = (
+        f"Trained in {duration(sum(epoch.seconds for epoch in trained.history))} on {trained.device} at "
+        f"{trained.tokens_per_second:,.0f} tokens/s; {trained.num_parameters:,} parameters."
+    )
+    return [f"{what}, {where}: {result}.", f"{best}. {effort}", _again(run.tags, p, trained.cell)]
+
+
+def note_pipeline(
+    flow: FlowRun, best: str, perplexity: float | None, table: str, found: Mapping[str, str], failed: str = ""
+) -> None:
+    """Give the run of a flow its description: the comparison, which cells were `found` trained, and in which runs.
+
+    `perplexity` is that of the best cell, for the name; `failed` says which cells failed and why.
+    """
+    run = tracked(client().get_run(flow.parent_run_id))
+    words = [f"Best of {flow.preset} on {flow.corpus}: **{best}**, perplexity **{figure(perplexity)}**.", table.strip()]
+    if found:
+        links = ", ".join(f"{cell} in run [{run_id[:8]}]({link(run_id)})" for cell, run_id in found.items())
+        words.append(f"Already trained, nothing repeated: {links}.")
+    if failed:
+        words.append(f"Failed: {failed}")
+    words.append(_again(run.tags, run.parameters))
+    base = f"{flow.preset} · {flow.corpus}"
+    _write(run, base, f"{base} · {best} {figure(perplexity)}", "\n\n".join(filter(None, words)))
+
+
+def link(run_id: str) -> str:
+    """Return the address of a run within MLflow's own pages."""
+    return f"#/experiments/{experiment_id()}/runs/{run_id}"
+
+
+def _again(tags: Mapping[str, str], parameters: Mapping[str, str], cell: str = "") -> str:
+    again = command(tags.get("rnnlm.preset", ""), parameters, cell)
+    return f"Run again with `{again}`" if again else ""
+
+
+def _write(run: TrackedRun, base: str, name: str, note: str) -> None:
+    """Write description and name, unless somebody has written there since we did."""
+    present = run.tags.get(NOTE, "")
+    if not present or run.tags.get(WRITTEN) == _digest(present):
+        client().log_batch(run.run_id, tags=[RunTag(NOTE, note), RunTag(WRITTEN, _digest(note))])
+    called = run.tags.get("mlflow.runName", "")
+    if called != name and (called == base or called.startswith(f"{base} · ")):
+        client().update_run(run.run_id, name=name)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
