@@ -143,7 +143,9 @@ class Ledger:
         for name in (PICTURE, TABLE):
             tracking.log_file(self.run.parent_run_id, folder / name)
         tracking.log_text(self.run.parent_run_id, table, "comparison.md")
-        tracking.set_tags(self.run.parent_run_id, {"rnnlm.best_cell": compared.best_cell})
+        devices = sorted({trained.trained.device for trained, _, _ in self.cells.values()})
+        result_tags = {"rnnlm.best_cell": compared.best_cell, "rnnlm.device": ", ".join(devices)}
+        tracking.set_tags(self.run.parent_run_id, result_tags)
         create_markdown_artifact(key="comparison", markdown=table, description=f"{self.run.preset} · {self.run.corpus}")
         summary = RunSummary(
             preset=self.run.preset,
@@ -163,11 +165,21 @@ class Ledger:
 
     def _describe_result(self, cells: Mapping[str, CellSummary], best: str) -> None:
         """Say on the parent run's page what came of it, with links to the run of each cell."""
-        links = {cell: f"[{cell}]({tracked_notes.link(summary.run_id)})" for cell, summary in cells.items()}
-        found = {cell: summary.run_id for cell, summary in cells.items() if summary.cached}
+        links = tracked_notes.links({cell: summary.run_id for cell, summary in cells.items()})
+        found = [links[cell] for cell, summary in cells.items() if summary.cached]
         one = cells[best]
-        measured = next(p for p in (one.test_perplexity, one.valid_perplexity, one.train_perplexity) if p is not None)
-        tracked_notes.note_pipeline(self.run, best, measured, markdown_table(cells, links), found, self._reasons())
+        which, measured = next(
+            (name, value)
+            for name, value in (
+                ("", one.test_perplexity),
+                ("valid ", one.valid_perplexity),
+                ("train ", one.train_perplexity),
+            )
+            if value is not None
+        )
+        chosen = "chosen by training" if one.valid_perplexity is None else "chosen by validation"
+        result = f"{which}ppl {figure(measured)}, {chosen} perplexity"
+        tracked_notes.note_pipeline(self.run, best, result, markdown_table(cells, links), found, self._reasons())
 
     def _summary(self, row: Row) -> CellSummary:
         trained, samples, cached = self.cells[row.cell]

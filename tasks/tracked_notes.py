@@ -4,7 +4,7 @@ Somebody's own words are theirs to keep: a description that was edited, or a run
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow.entities import RunTag
 
@@ -37,9 +37,10 @@ def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list
     unit = UNITS.get(p.get("tokenizer.level", ""), "")
     what = ", ".join([f"**{trained.cell.upper()}**", *shape])
     where = f"on {run.tags.get('rnnlm.corpus', '?')}" + (f" ({unit})" if unit else "")
+    unknown = f", {evaluated.oov_rate:.2%} of the tokens unknown" if evaluated.oov_rate else ""
     result = (
-        f"{evaluated.split} perplexity **{figure(evaluated.perplexity)}** ({evaluated.bits_per_char:.3f} bits per "
-        f"character, {evaluated.oov_rate:.2%} of the tokens unknown)"
+        f"{evaluated.split} perplexity **{figure(evaluated.perplexity)}** "
+        f"({evaluated.bits_per_char:.3f} bits per character{unknown})"
     )
     done, wanted = len(trained.history), trained.history[-1].epochs
     best = f"The weights are those of epoch {trained.best_epoch} of {done}"
@@ -54,28 +55,26 @@ def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list
     return [f"{what}, {where}: {result}.", f"{best}. {effort}", _again(run.tags, p, trained.cell)]
 
 
-def note_pipeline(
-    flow: FlowRun, best: str, perplexity: float | None, table: str, found: Mapping[str, str], failed: str = ""
-) -> None:
-    """Give the run of a flow its description: the comparison, which cells were `found` trained, and in which runs.
+def note_pipeline(flow: FlowRun, best: str, result: str, table: str, found: Sequence[str], failed: str = "") -> None:
+    """Give the run of a flow its description: the comparison, and links to the runs of cells `found` trained.
 
-    `perplexity` is that of the best cell, for the name; `failed` says which cells failed and why.
+    `result` is the perplexity of the best cell, in words; `failed` says which cells failed and why.
     """
     run = tracked(client().get_run(flow.parent_run_id))
-    words = [f"Best of {flow.preset} on {flow.corpus}: **{best}**, perplexity **{figure(perplexity)}**.", table.strip()]
+    words = [f"{flow.preset} on {flow.corpus}: **{best}** is best, {result}.", table.strip()]
     if found:
-        links = ", ".join(f"{cell} in run [{run_id[:8]}]({link(run_id)})" for cell, run_id in found.items())
-        words.append(f"Already trained, nothing repeated: {links}.")
+        words.append(f"Already trained, nothing repeated: {', '.join(found)}.")
     if failed:
         words.append(f"Failed: {failed}")
     words.append(_again(run.tags, run.parameters))
     base = f"{flow.preset} · {flow.corpus}"
-    _write(run, base, f"{base} · {best} {figure(perplexity)}", "\n\n".join(filter(None, words)))
+    _write(run, base, f"{base} · {best} {result.partition(',')[0]}", "\n\n".join(filter(None, words)))
 
 
-def link(run_id: str) -> str:
-    """Return the address of a run within MLflow's own pages."""
-    return f"#/experiments/{experiment_id()}/runs/{run_id}"
+def links(runs: Mapping[str, str]) -> dict[str, str]:
+    """Return, for each run by the text that shall lead to it, a link within MLflow's own pages, in Markdown."""
+    place = f"#/experiments/{experiment_id()}/runs"
+    return {text: f"[{text}]({place}/{run_id})" for text, run_id in runs.items()}
 
 
 def _again(tags: Mapping[str, str], parameters: Mapping[str, str], cell: str = "") -> str:

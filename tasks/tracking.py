@@ -50,7 +50,7 @@ def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flo
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
     texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
     flow = FlowRun("", preset, corpus, texts, prefect_flow_run_id, json.dumps(parameters, ensure_ascii=False, indent=1))
-    about = {**_about(flow), "rnnlm.kind": "pipeline"}
+    about = {**_about(flow), "rnnlm.kind": "pipeline", "rnnlm.cells": ",".join(parameters.get("cells", ()))}
     flow = replace(flow, parent_run_id=_create(f"{preset} · {corpus}", about, dict(texts)))
     with _closing(flow.parent_run_id):
         log_text(flow.parent_run_id, flow.config, CONFIG_FILE)
@@ -60,7 +60,7 @@ def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flo
 def _about(flow: FlowRun) -> dict[str, str]:
     """Return the tags that parent and children share: what to filter by, and where they come from."""
     parameters = dict(flow.parameters)
-    keys = {"rnnlm.level": "tokenizer.level", "rnnlm.implementation": "model.implementation", "rnnlm.cells": "cells"}
+    keys = {"rnnlm.level": "tokenizer.level", "rnnlm.implementation": "model.implementation"}
     return {
         "rnnlm.preset": flow.preset,
         "rnnlm.corpus": flow.corpus,

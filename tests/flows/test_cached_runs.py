@@ -45,6 +45,11 @@ def test_a_second_run_repeats_nothing_and_says_the_same(run: Run, heard: list[Ne
     tags = client().get_run(second["parent_run_id"]).data.tags
     assert tags["rnnlm.child.rnn"] == first["cells"]["rnn"]["run_id"]
     assert tags["rnnlm.found_trained"] == "rnn"
+    run_id = first["cells"]["rnn"]["run_id"]
+    experiment = client().get_run(run_id).info.experiment_id
+    link = f"Already trained, nothing repeated: [rnn](#/experiments/{experiment}/runs/{run_id})."
+    assert link in tags["mlflow.note.content"]
+    assert len(client().get_run(run_id).inputs.dataset_inputs) == 1
 
 
 def test_fewer_or_more_cells_train_only_what_is_new(run: Run, heard: list[News], train_here: list[str]) -> None:

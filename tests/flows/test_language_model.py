@@ -110,20 +110,61 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
     assert len(runs) == 4
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs[parent_id]
-    assert parent.info.run_name == "smoke · book.txt"
+    best = finished.summary["best_cell"]
+    results = {cell: f"ppl {figures['test_perplexity']:.3f}" for cell, figures in finished.summary["cells"].items()}
+    assert parent.info.run_name == f"smoke · book.txt · {best} {results[best]}"
     assert parent.data.tags["rnnlm.best_cell"] == finished.summary["best_cell"]
     for cell, figures in finished.summary["cells"].items():
         child = runs[figures["run_id"]]
-        assert child.info.run_name == f"{cell} · book.txt"
+        assert child.info.run_name == f"{cell} · book.txt · {results[cell]}"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.tags[f"rnnlm.child.{cell}"] == child.info.run_id
         assert child.data.metrics["perplexity"] == figures["test_perplexity"]
         assert child.data.params["model.hidden_size"] == "8"
         assert child.data.params["cell"] == cell
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert names == {"comparison.md", "perplexity.png", "table.json", "text"}
+    assert names == {"comparison.md", "config.json", "perplexity.png", "table.json", "text"}
     children = [runs[figures["run_id"]] for figures in finished.summary["cells"].values()]
     assert len({frozenset(child.data.metrics) for child in children}) == 1
+    for child in children:
+        names = {item.path for item in client.list_artifacts(child.info.run_id)}
+        assert names == {"config.json", "samples.json", "samples.txt", "training.png", "vocabulary.json"}
+
+
+def test_every_run_says_what_it_came_to_what_it_read_and_where_it_comes_from(
+    finished: Any, mlflow_of: Callable[[Path], MlflowClient]
+) -> None:
+    client = mlflow_of(finished.home)
+    parent = client.get_run(finished.summary["parent_run_id"])
+    note = parent.data.tags["mlflow.note.content"]
+    assert "Run again with `rnnlm run --preset smoke --corpus " in note
+    for cell, figures in finished.summary["cells"].items():
+        child = client.get_run(figures["run_id"])
+        assert f"[{cell}](#/experiments/{child.info.experiment_id}/runs/{child.info.run_id})" in note
+        assert f"test perplexity **{figures['test_perplexity']:.3f}**" in child.data.tags["mlflow.note.content"]
+        # Of the process that trained, once per epoch.
+        for metric in ("system/cpu_utilization_percentage", "system/peak_memory_megabytes"):
+            history = client.get_metric_history(child.info.run_id, metric)
+            assert [(one.step, one.value > 0) for one in history] == [(1, True), (2, True)]
+        for run in (parent, child):
+            (given,) = run.inputs.dataset_inputs
+            assert given.dataset.name == "book.txt"
+            assert run.data.tags["rnnlm.corpus_sha256"].startswith(given.dataset.digest)
+            assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "train, valid, test")]
+            shown = {
+                key: run.data.tags[f"rnnlm.{key}"] for key in ("corpus", "preset", "level", "implementation", "device")
+            }
+            assert shown == {
+                "corpus": "book.txt",
+                "preset": "smoke",
+                "level": "char",
+                "implementation": "concise",
+                "device": "cpu",
+            }
+            assert run.data.tags["mlflow.source.name"] == "rnnlm run --preset smoke"
+            assert run.data.tags["mlflow.source.type"] == "LOCAL"
+            assert run.data.tags["mlflow.user"]
+            assert "prefect.flow_run_url" not in run.data.tags  # the server ends with the command
 
 
 def test_the_parent_run_says_what_the_text_looks_like(

@@ -1,8 +1,10 @@
 """The short stages: each runs the core on handles, stores what it makes, and tells MLflow what is its own."""
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from rnnlm_core.config import EvaluateConfig, GenerateConfig, TokenizerConfig
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.generate import continue_text
+from rnnlm_core.model import load_model
 from rnnlm_core.store import Store
 from tasks import workspace
 from tasks.compare import compare
@@ -143,6 +147,23 @@ def test_generate_logs_each_sample_under_its_prefix(built: Any, trained: Tracked
     assert [len(sample.text) for sample in done.samples] == [14, 8]
     logged = Path(client().download_artifacts(trained.run_id, "samples.txt")).read_text()
     assert logged == "\n\n".join(f"[{sample.prefix}]\n{sample.text}" for sample in done.samples) + "\n"
+
+
+def test_generate_keeps_a_table_of_samples_at_several_temperatures(built: Any, trained: TrackedTraining) -> None:
+    config = replace(GREEDY, temperature=0.5, top_k=3, seed=7)
+    tables = []
+    for _ in range(2):  # a stage that is done again replaces its table
+        done = generate.fn("gru", trained, built.corpus, EvaluateConfig(), config)
+        tables.append(json.loads(Path(client().download_artifacts(trained.run_id, "samples.json")).read_text()))
+    assert tables[0] == tables[1]
+    assert tables[0]["columns"] == ["temperature", "prefix", "text"]
+    assert [row[:2] for row in tables[0]["data"]] == [[t, done.samples[0].prefix] for t in (0.0, 0.5, 0.8, 1.0)]
+    assert tables[0]["data"][1][2] == done.samples[0].text
+    saved = load_model(workspace.store().open(trained.trained.model))
+    alone = [continue_text(saved, done.samples[0].prefix, replace(config, temperature=t)).text for t in (0.0, 0.8, 1.0)]
+    assert [tables[0]["data"][row][2] for row in (0, 2, 3)] == alone
+    shown = client().get_run(trained.run_id).data.tags["mlflow.loggedArtifacts"]
+    assert json.loads(shown) == [{"path": "samples.json", "type": "table"}]
 
 
 def test_generate_without_prefix_goes_on_from_the_evaluated_split(built: Any, trained: TrackedTraining) -> None:
