@@ -150,6 +150,13 @@ def _teach(connection: sqlite3.Connection, move: Move) -> None:
     connection.create_function("moved", 1, move.address, deterministic=True)
 
 
+def _places(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """Yield those of `PLACES` that the database has: other versions of MLflow have fewer."""
+    for table, column, what in PLACES:
+        if connection.execute("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", [table, column]).fetchone():
+            yield table, column, what
+
+
 def _changes(table: str, column: str) -> str:
     """Return the SQL condition for the rows of a column that a move changes."""
     only = "key = 'mlflow.artifactLocation' AND " if table == "trace_tags" else ""
@@ -159,7 +166,7 @@ def _changes(table: str, column: str) -> str:
 def _count(connection: sqlite3.Connection) -> dict[tuple[str, str, str], int]:
     """Return how many rows of each column a move changes, where it changes any."""
     numbers = {}
-    for table, column, what in PLACES:
+    for table, column, what in _places(connection):
         (number,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {_changes(table, column)}").fetchone()  # noqa: S608
         if number:
             numbers[table, column, what] = number
@@ -168,7 +175,7 @@ def _count(connection: sqlite3.Connection) -> dict[tuple[str, str, str], int]:
 
 def _refuse_if_left_behind(connection: sqlite3.Connection, move: Move) -> None:
     left: list[Any] = []
-    for table, column, _ in PLACES:
+    for table, column, _ in _places(connection):
         if table in HOLD_FILES:
             rows = connection.execute(f"SELECT {column}, moved({column}) FROM {table} WHERE {_changes(table, column)}")  # noqa: S608
             left += [old for old, new in rows if _path(old).exists() and not _path(new).exists()]

@@ -144,8 +144,7 @@ def _check_database(path: Path) -> None:
             version = database.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError as error:
             raise _no_database(path, str(error)) from error
-        if path == workspace.home() / "mlflow.db" and (move := relocation.move_of(database, path, path.parent)):
-            raise move.error()  # MLflow would make the folders of the old place again, and write there
+        move = relocation.move_of(database, path, path.parent) if path == workspace.home() / "mlflow.db" else None
     ours = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     if version != (ours.get_current_head(),):
         raise IntegrityError(
@@ -153,6 +152,8 @@ def _check_database(path: Path) -> None:
             f"{path} ({version[0] if version else 'unfinished'}, this MLflow has {ours.get_current_head()})",
             "use the MLflow that wrote it, or copy it and try `mlflow db upgrade`, or move it away to start anew",
         )
+    if move is not None:  # MLflow would make the folders of the old place again, and write there
+        raise move.error()
 
 
 def _no_database(path: Path, reason: str) -> IntegrityError:

@@ -681,6 +681,12 @@ def test_what_is_damaged_is_listed_mended_and_made_again(
 ) -> None:
     shutil.copytree(finished.home, tmp_path / "home")
     with at_home(tmp_path / "home") as home:
+        before = (home / "mlflow.db").read_bytes()
+        planned = rnnlm("doctor", "--dry-run")
+        assert planned.code == 0
+        assert f"would tell MLflow the new place of 4 runs: {finished.home} → {home}" in planned.out
+        assert (home / "mlflow.db").read_bytes() == before
+        refused(rnnlm("compare"), 4, "the folder was moved", str(finished.home), "`rnnlm doctor`")
         (corpus,) = (home / "artifacts" / "store" / "corpus").iterdir()
         data = bytearray((corpus / "train.parquet").read_bytes())
         data[len(data) // 2] ^= 4
@@ -691,5 +697,6 @@ def test_what_is_damaged_is_listed_mended_and_made_again(
         assert answer.err.startswith("error: the project is damaged: ")
         mended = rnnlm("doctor")
         assert mended.code == 0, mended
+        assert f"told MLflow the new place of 4 runs: {finished.home} → {home}" in mended.out
         assert f"removed artifact corpus:{corpus.name[:12]}" in mended.out
         assert rnnlm("verify").code == 0

@@ -154,15 +154,14 @@ def test_the_plan_tells_what_would_be_done_and_changes_nothing(kept: Kept, moved
     assert sorted(path.name for path in moved.glob("*mlflow.db*")) == ["mlflow.db"]
 
 
-def test_a_change_that_breaks_off_leaves_the_database_as_it_was(
-    kept: Kept, moved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(relocation, "PLACES", (*relocation.PLACES[:2], ("no_such_table", "place", "nothing")))
-    with pytest.raises(sqlite3.OperationalError, match="no_such_table"):
+def test_a_change_that_breaks_off_leaves_the_database_as_it_was(kept: Kept, moved: Path) -> None:
+    with closing(sqlite3.connect(moved / "mlflow.db")) as database:
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON datasets BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+    with pytest.raises(sqlite3.IntegrityError, match="disk full"):
         told()
     assert len(names_of(kept.was, moved / "mlflow.db")) == 7
-    monkeypatch.undo()
-    live_in(moved, monkeypatch)
+    with closing(sqlite3.connect(moved / "mlflow.db")) as database:
+        database.execute("DROP TRIGGER full")
     assert len(told()) == 7
 
 
