@@ -11,8 +11,8 @@ from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import workspace
 from tasks.tracking_database import client
 
-DIGEST_LENGTH = 36
-"""MLflow's limit: of the 64 digits of a corpus's SHA-256 the first so many; all of them are in the profile."""
+DIGEST_LENGTH = 12
+"""Of the 64 digits of a corpus's SHA-256, as many as MLflow's list has room for; all of them are in the profile."""
 
 
 def log_corpus(run_id: str, name: str, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:

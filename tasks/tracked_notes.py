@@ -23,10 +23,9 @@ UNITS = {"char": "characters", "word": "words", "byte": "bytes", "bpe": "byte pa
 def note_cell(run_id: str, trained: Trained, evaluated: Evaluated) -> None:
     """Give the run of a cell its description and its name, from its figures."""
     run = tracked(client().get_run(run_id))
-    base = f"{trained.cell} · {run.tags.get('rnnlm.corpus', '?')}"
     which = "" if evaluated.split == "test" else f"{evaluated.split} "
-    name = f"{base} · {which}ppl {figure(evaluated.perplexity)}"
-    _write(run, base, name, "\n\n".join(filter(None, _cell_words(run, trained, evaluated))))
+    name = (trained.cell, f" {which}ppl {figure(evaluated.perplexity)}", f" · {run.tags.get('rnnlm.corpus', '?')}")
+    _write(run, name, "\n\n".join(filter(None, _cell_words(run, trained, evaluated))))
 
 
 def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list[str]:
@@ -67,8 +66,8 @@ def note_pipeline(flow: FlowRun, best: str, result: str, table: str, found: Sequ
     if failed:
         words.append(f"Failed: {failed}")
     words.append(_again(run.tags, run.parameters))
-    base = f"{flow.preset} · {flow.corpus}"
-    _write(run, base, f"{base} · {best} {result.partition(',')[0]}", "\n\n".join(filter(None, words)))
+    name = (flow.preset, f" · {best} {result.partition(',')[0]}", f" · {flow.corpus}")
+    _write(run, name, "\n\n".join(filter(None, words)))
 
 
 def links(runs: Mapping[str, str]) -> dict[str, str]:
@@ -82,14 +81,17 @@ def _again(tags: Mapping[str, str], parameters: Mapping[str, str], cell: str = "
     return f"Run again with `{again}`" if again else ""
 
 
-def _write(run: TrackedRun, base: str, name: str, note: str) -> None:
-    """Write description and name, unless somebody has written there since we did."""
+def _write(run: TrackedRun, name: tuple[str, str, str], note: str) -> None:
+    """Write description and name, unless somebody has written there since we did.
+
+    The name has the figures in its middle: MLflow's list shows some twenty characters of it.
+    """
     present = run.tags.get(NOTE, "")
     if not present or run.tags.get(WRITTEN) == _digest(present):
         client().log_batch(run.run_id, tags=[RunTag(NOTE, note), RunTag(WRITTEN, _digest(note))])
-    called = run.tags.get("mlflow.runName", "")
-    if called != name and (called == base or called.startswith(f"{base} · ")):
-        client().update_run(run.run_id, name=name)
+    called, (first, _, last) = run.tags.get("mlflow.runName", ""), name
+    if called != "".join(name) and called.startswith(f"{first} ") and called.endswith(last):
+        client().update_run(run.run_id, name="".join(name))
 
 
 def _digest(text: str) -> str:

@@ -112,11 +112,11 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
     parent = runs[parent_id]
     best = finished.summary["best_cell"]
     results = {cell: f"ppl {figures['test_perplexity']:.3f}" for cell, figures in finished.summary["cells"].items()}
-    assert parent.info.run_name == f"smoke · book.txt · {best} {results[best]}"
+    assert parent.info.run_name == f"smoke · {best} {results[best]} · book.txt"
     assert parent.data.tags["rnnlm.best_cell"] == finished.summary["best_cell"]
     for cell, figures in finished.summary["cells"].items():
         child = runs[figures["run_id"]]
-        assert child.info.run_name == f"{cell} · book.txt · {results[cell]}"
+        assert child.info.run_name == f"{cell} {results[cell]} · book.txt"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert parent.data.tags[f"rnnlm.child.{cell}"] == child.info.run_id
         assert child.data.metrics["perplexity"] == figures["test_perplexity"]

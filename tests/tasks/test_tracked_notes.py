@@ -35,7 +35,7 @@ def tags_of(run_id: str) -> dict[str, str]:
 def test_a_cell_says_in_words_what_it_came_to(run_id: str) -> None:
     tracked_notes.note_cell(run_id, TRAINED, TEST)
     tags = tags_of(run_id)
-    assert tags["mlflow.runName"] == "gru · python-docs · ppl 3.920"
+    assert tags["mlflow.runName"] == "gru ppl 3.920 · python-docs"
     assert tags["mlflow.note.content"] == (
         "**GRU**, 256 hidden, 1 layer, on python-docs (characters): "
         "test perplexity **3.920** (1.970 bits per character).\n\n"
@@ -49,7 +49,7 @@ def test_words_and_names_of_somebody_else_are_kept(run_id: str) -> None:
     tracked_notes.note_cell(run_id, TRAINED, TEST)
     other = Evaluated("valid", 1.0, 2.718, 1.44, 0.25, 1000, "none")
     tracked_notes.note_cell(run_id, TRAINED, other)
-    assert tags_of(run_id)["mlflow.runName"] == "gru · python-docs · valid ppl 2.718"
+    assert tags_of(run_id)["mlflow.runName"] == "gru valid ppl 2.718 · python-docs"
     assert "25.00% of the tokens unknown" in tags_of(run_id)["mlflow.note.content"]
     client().set_tag(run_id, "mlflow.note.content", "the one for the talk")
     client().update_run(run_id, name="my favourite")
@@ -65,7 +65,7 @@ def test_a_parent_names_its_best_links_what_was_found_and_tells_what_failed(pare
         parent, "rnn", "ppl 4.000, chosen by validation perplexity", "| t |", [link], "gru: died"
     )
     tags = tags_of(parent.parent_run_id)
-    assert tags["mlflow.runName"] == "smoke · text · rnn ppl 4.000"
+    assert tags["mlflow.runName"] == "smoke · rnn ppl 4.000 · text"
     assert tags["mlflow.note.content"].split("\n\n") == [
         "smoke on text: **rnn** is best, ppl 4.000, chosen by validation perplexity.",
         "| t |",
