@@ -22,8 +22,6 @@ from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from tasks import patience, relocation, workspace
 
 EXPERIMENT = relocation.EXPERIMENT
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Has MLflow's pages show what belongs to training first."""
 
 
 def client() -> MlflowClient:
@@ -100,8 +98,7 @@ def _create_database(path: Path) -> None:
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         location = (workspace.artifacts() / "mlflow").as_uri()
         with own_errors():
-            creator = MlflowClient(tracking_uri=f"sqlite:///{draft}")
-            creator.create_experiment(EXPERIMENT, artifact_location=location, tags=KIND)
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").create_experiment(EXPERIMENT, artifact_location=location)
         draft.replace(path)
 
 
@@ -175,7 +172,7 @@ def experiment_id() -> str:
             )
         return str(found.experiment_id)
     location = (workspace.artifacts() / "mlflow").as_uri() if _is_local() else None
-    return str(client().create_experiment(EXPERIMENT, artifact_location=location, tags=KIND))
+    return str(client().create_experiment(EXPERIMENT, artifact_location=location))
 
 
 def _is_local() -> bool:
