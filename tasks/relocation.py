@@ -134,9 +134,13 @@ def relocate(move: Move) -> Iterator[str]:
         _refuse_if_left_behind(connection, move)
         yield f"copied {move.database} to {_back_up(move.database)}"
         numbers = _count(connection)
-        for table, column, _ in numbers:
-            connection.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {_changes(table, column)}")  # noqa: S608
-        connection.commit()
+        try:
+            for table, column, _ in numbers:
+                connection.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {_changes(table, column)}")  # noqa: S608
+            connection.commit()
+        except BaseException:  # closing alone leaves the lock as long as somebody holds a statement
+            connection.rollback()
+            raise
         for (_, _, what), number in numbers.items():
             yield f"told MLflow the new place of {number} {what}{'s' * (number != 1)}: {move.old} → {move.new}"
 
