@@ -65,7 +65,7 @@ def decide(candidate: Candidate, champion: Candidate | None) -> Verdict:
         figure = "no validation perplexity" if theirs is None else f"valid perplexity {theirs}"
         return Verdict(False, f"champion ({holder}) has {figure}: not comparable")
     if candidate.corpus_sha256 != champion.corpus_sha256:
-        return Verdict(False, f"measured on another {_difference(candidate, champion)} ({holder}): not comparable")
+        return Verdict(False, f"measured {_difference(candidate, champion)}: not comparable")
     our_text, their_text = _texts(ours, theirs)
     if ours < theirs:
         return Verdict(True, f"valid perplexity {our_text} is below {their_text} ({holder})")
@@ -73,11 +73,13 @@ def decide(candidate: Candidate, champion: Candidate | None) -> Verdict:
 
 
 def _difference(candidate: Candidate, champion: Candidate) -> str:
-    if candidate.tokenizer != champion.tokenizer:
-        return f"tokenizer, {candidate.tokenizer}, than champion's {champion.tokenizer}"
+    """Return what sets two encoded corpora apart: the tokenizer, the split, or else the text."""
+    what, ours, theirs = "on another corpus", candidate.corpus_sha256[:12], champion.corpus_sha256[:12]
     if candidate.split != champion.split:
-        return f"split, {candidate.split}, than champion's {champion.split}"
-    return f"corpus, sha256 {candidate.corpus_sha256[:12]}, than champion's {champion.corpus_sha256[:12]}"
+        what, ours, theirs = "on another split", candidate.split, champion.split
+    if candidate.tokenizer != champion.tokenizer:
+        what, ours, theirs = "with another tokenizer", candidate.tokenizer, champion.tokenizer
+    return f"{what} ({ours}) than champion's ({theirs}, version {champion.version})"
 
 
 def _texts(*values: float) -> list[str]:

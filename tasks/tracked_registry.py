@@ -4,9 +4,7 @@ What a version says of itself is written as it is created; its verdict, in `task
 """
 
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +14,11 @@ from mlflow.exceptions import MlflowException
 
 from rnnlm_core.champion import PREFIX, Candidate, registered_name
 from rnnlm_core.crashpoints import crashpoint
+from rnnlm_core.download import without_password
 from rnnlm_core.errors import DataError
 from rnnlm_core.presets import smoke
-from tasks.tracking_database import client, is_missing
+from tasks.tracked_runs import logged
+from tasks.tracking_database import client, is_missing, unreachable
 
 CHAMPION = "champion"
 WON = "rnnlm.promoted_because"
@@ -119,9 +119,22 @@ def registered_model(name: str) -> RegisteredModel:
         return client().get_registered_model(name)
     except MlflowException as error:
         if not is_missing(error):
-            raise
-        known = ", ".join(model.name for model in _models(OURS)) or "none yet, train with `rnnlm run`"
-        raise DataError("no such registered model", name, f"known: {known}") from error
+            raise unreachable(error) from error
+        raise _unknown_model(name, [model.name for model in _models(OURS)]) from error
+
+
+def model_of(corpus: str) -> str:
+    """Return the name of the registered model of a corpus (or of that name); raises `DataError` if there is none."""
+    names = {model.name for model in _models(OURS)}
+    for name in (registered_name(corpus), corpus):
+        if name in names:
+            return name
+    raise _unknown_model(corpus, names)
+
+
+def _unknown_model(name: str, known: Iterable[str]) -> DataError:
+    listed = ", ".join(sorted(known)) or "none yet, train with `rnnlm run`"
+    return DataError("no such registered model", without_password(name), f"known: {listed}")
 
 
 def version(name: str, number: int, champion: int | None) -> Version:
@@ -130,7 +143,7 @@ def version(name: str, number: int, champion: int | None) -> Version:
         return as_version(client().get_model_version(name, str(number)), champion)
     except MlflowException as error:
         if not is_missing(error):
-            raise
+            raise unreachable(error) from error
         raise DataError("no such version", f"{name}/{number}", "`rnnlm models` lists the versions there are") from error
 
 
@@ -169,7 +182,7 @@ def create_version(name: str, run: Run, corpus: str) -> int:
         client().get_registered_model(name)
     except MlflowException as error:
         if not is_missing(error):
-            raise
+            raise unreachable(error) from error
         about = f"The best cells trained on {corpus}. `{CHAMPION}` has the lowest validation perplexity."
         client().create_registered_model(name, tags={"rnnlm.corpus": corpus}, description=about)
     uri = model_uri(run)
@@ -201,7 +214,7 @@ def _facts(run: Run, corpus: str) -> dict[str, str]:
         "split": parameters.get("corpus.split", ""),
         "tokenizer": _tokenizer(parameters),
         **{key: tags.get(f"rnnlm.{key}", "") for key in ("cell", "preset", "corpus_sha256", "model_sha256")},
-        **{key: repr(_logged(metrics[name])) for key, name in figures.items() if name in metrics},
+        **{key: repr(logged(metrics[name])) for key, name in figures.items() if name in metrics},
     }
     return {f"rnnlm.{key}": value for key, value in facts.items()}
 
@@ -225,11 +238,6 @@ def _description(run: Run) -> str:
         f"perplexity {', '.join(figures) or 'not measured'} "
         f"(preset {tags.get('rnnlm.preset', '?')}, [run {run.info.run_id[:8]}]({page}))."
     )
-
-
-def _logged(value: float) -> float:
-    """Return a metric as it was logged: MLflow's databases keep an infinity as the largest number."""
-    return math.inf if value >= sys.float_info.max else value
 
 
 def _figure(text: str | None) -> float | None:
