@@ -34,6 +34,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     processes,
     statistics,
     tokenize,
+    tracked_registry,
     tracking,
     tracking_database,
     train,
@@ -56,6 +57,7 @@ def verify() -> Iterator[str]:
     yield from damaged
     if not damaged:  # what the records name is looked up there
         yield from (f"record {record.name}: {fault}" for record, fault in _record_faults())
+        yield from tracked_registry.faults()
     for folder in _logged_models():
         if fault := folder_fault(folder, folder.name):
             yield f"model logged in MLflow {fault}: {folder}"

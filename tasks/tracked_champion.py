@@ -91,6 +91,7 @@ class _Book:
         self.moves = [move for move in told if move is not None]
 
     def version(self, number: int) -> Version:
+        """Return one of its versions."""
         return tracked_registry.version(self.name, number, self.champion)
 
     def unjudged(self) -> list[Version]:

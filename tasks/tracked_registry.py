@@ -6,7 +6,9 @@ What a version says of itself is written as it is created; its verdict, in `task
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -18,7 +20,7 @@ from rnnlm_core.download import without_password
 from rnnlm_core.errors import DataError
 from rnnlm_core.presets import smoke
 from tasks.tracked_runs import logged
-from tasks.tracking_database import client, is_missing, unreachable
+from tasks.tracking_database import client, is_missing, local_database, unreachable
 
 CHAMPION = "champion"
 WON = "rnnlm.promoted_because"
@@ -47,14 +49,17 @@ class Version:
 
     @property
     def cell(self) -> str:
+        """What was trained: rnn, gru or lstm."""
         return self.tags.get("rnnlm.cell", "?")
 
     @property
     def valid_perplexity(self) -> float | None:
+        """Perplexity on the validation split, None where there is none."""
         return _figure(self.tags.get("rnnlm.valid_perplexity"))
 
     @property
     def test_perplexity(self) -> float | None:
+        """Perplexity on the test split, None where it was not measured."""
         return _figure(self.tags.get("rnnlm.test_perplexity"))
 
     @property
@@ -91,6 +96,18 @@ def versions(name: str = "") -> list[Version]:
     holders = {model.name: champion_of(model) for model in _models(query)}
     ours = [as_version(one, holders.get(one.name)) for one in _pages(client().search_model_versions, query)]
     return sorted(ours, key=lambda one: (one.name, -one.number))
+
+
+def faults() -> Iterator[str]:
+    """Yield each champion whose files are not where MLflow's local database says they are."""
+    if local_database() is None:
+        return
+    for name, one in champions().items():
+        place = urlsplit(client().get_model_version_download_uri(name, str(one.number)))
+        folder = Path(unquote(place.path))
+        if place.scheme in ("", "file") and not folder.exists():
+            remedy = f"restore them, or `rnnlm promote --rollback {name}`"
+            yield f"the champion of {name}, version {one.number}, has lost its files: {folder}: {remedy}"
 
 
 def _models(query: str) -> list[RegisteredModel]:

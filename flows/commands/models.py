@@ -24,8 +24,7 @@ def models(
     with news_on_screen():
         found = versions(model_of(corpus) if corpus else "")
     if not found:
-        where = f" of corpus {corpus}" if corpus else ""
-        typer.echo(f"no registered models{where}: train with `rnnlm run`", err=True)
+        typer.echo("no registered models: train with `rnnlm run`", err=True)
         return
     show(versions_table(found))
 

@@ -235,6 +235,17 @@ def test_an_alias_that_was_moved_in_mlflow_is_the_champion_and_is_noted(trained:
     assert [roll_back(NAME)[1].number for _ in range(3)] == [3, 2, 1]
 
 
+def test_a_champion_without_files_is_a_fault_and_a_former_one_is_not(trained: Trained, home: Path) -> None:
+    (folder := home / "artifacts" / "mlflow").mkdir(parents=True)
+    for valid in (7.0, 6.0):
+        enter(trained(valid))
+    (fault,) = tracked_registry.faults()
+    assert fault.startswith(f"the champion of {NAME}, version 2, has lost its files: {folder}/models/m-")
+    assert fault.endswith(f": restore them, or `rnnlm promote --rollback {NAME}`")
+    Path(fault.split(": ")[1]).mkdir(parents=True)
+    assert list(tracked_registry.faults()) == []
+
+
 class Killed(BaseException):
     """The process is gone: nothing after it is done."""
 
