@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import generate, known, run, tracked, upkeep
+from flows.commands import generate, known, models, run, tracked, upkeep
 from rnnlm_core.errors import ResourceError, RnnlmError, one_line, suggestion
 
 INTERRUPTED = 130
@@ -31,6 +31,8 @@ for command in (
     generate.generate,
     tracked.compare,
     tracked.results,
+    models.models,
+    models.promote,
     upkeep.verify,
     upkeep.doctor,
 ):

@@ -36,11 +36,20 @@ def smoke() -> list[dict[str, Any]]:
     ]
     for cell, figures in first["cells"].items():
         checks += _cell_checks(cell, figures)
+    checks.append(_champion_check(first["model"]["name"]))
     return [vars(check) for check in checks]
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:
     return {cell: {**figures, "cached": None} for cell, figures in summary["cells"].items()}
+
+
+def _champion_check(name: str) -> Check:
+    config = smoke_config().generate
+    (prefix,) = config.prefixes
+    (text,) = tracked_models.predict(f"models:/{name}@champion", [prefix], length=config.length)
+    held = text.startswith(prefix) and len(text) == len(prefix) + config.length
+    return Check(f"MLflow loads the champion of {name}, and it writes", held)
 
 
 def _cell_checks(cell: str, figures: dict[str, Any]) -> list[Check]:

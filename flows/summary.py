@@ -1,25 +1,27 @@
 """What a run comes to: which stages were done or found done, which cells failed, and the figures of each cell."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture, as_completed
 
+from flows.comparison import CellFigures, markdown_table
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import PartialError
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracked_inputs, tracked_notes, tracking, workspace
+from tasks import progress, tracked_champion, tracked_inputs, tracked_notes, tracking, workspace
 from tasks.evaluate import TrackedEvaluation
 from tasks.generate import Samples
 from tasks.progress import News
+from tasks.tracked_registry import Version
 from tasks.tracking import FlowRun
-from tasks.train import TrackedTraining
+from tasks.train import TrackedTraining, minutes
 from tasks.wording import figure
 
 Result = TypeVar("Result")
@@ -52,6 +54,16 @@ class CellSummary:
 
 
 @dataclass(frozen=True)
+class RegisteredCell:
+    """The version that holds the best cell, and whether (and why, or why not) it is the champion of its corpus."""
+
+    name: str
+    version: int
+    champion: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """The whole run, in the shape of `rnnlm run --json`."""
 
@@ -62,6 +74,7 @@ class RunSummary:
     parent_run_id: str
     seconds: float
     tasks: dict[str, int]
+    model: RegisteredCell | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as plain data."""
@@ -138,8 +151,10 @@ class Ledger:
             {cell: summary.run_id for cell, summary in cells.items()},
             [cell for cell, summary in cells.items() if not summary.cached],
         )
-        self._describe_result(cells, compared.best_cell)
-        table = markdown_table(cells)
+        best = tracked_champion.register(cells[compared.best_cell].run_id, self.run.preset, self.run.corpus)
+        figures = [self._figures(row, best) for row in compared.rows]
+        self._describe_result(cells, compared.best_cell, figures)
+        table = markdown_table(figures)
         for name in (PICTURE, TABLE):
             tracking.log_file(self.run.parent_run_id, folder / name)
         tracking.log_text(self.run.parent_run_id, table, "comparison.md")
@@ -155,6 +170,7 @@ class Ledger:
             parent_run_id=self.run.parent_run_id,
             seconds=time.monotonic() - self.started,
             tasks=dict(self.counts),
+            model=RegisteredCell(best.name, best.number, best.champion, best.reason),
         )
         if self.failures:
             raise PartlyDoneError(summary, self._reasons())
@@ -163,7 +179,7 @@ class Ledger:
     def _reasons(self) -> str:
         return "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
 
-    def _describe_result(self, cells: Mapping[str, CellSummary], best: str) -> None:
+    def _describe_result(self, cells: Mapping[str, CellSummary], best: str, figures: Sequence[CellFigures]) -> None:
         """Say on the parent run's page what came of it, with links to the run of each cell."""
         links = tracked_notes.links({cell: summary.run_id for cell, summary in cells.items()})
         found = [links[cell] for cell, summary in cells.items() if summary.cached]
@@ -179,7 +195,22 @@ class Ledger:
         )
         chosen = "chosen by training" if one.valid_perplexity is None else "chosen by validation"
         result = f"{which}ppl {figure(measured)}, {chosen} perplexity"
-        tracked_notes.note_pipeline(self.run, best, result, markdown_table(cells, links), found, self._reasons())
+        tracked_notes.note_pipeline(self.run, best, result, markdown_table(figures, links), found, self._reasons())
+
+    def _figures(self, row: Row, best: Version) -> CellFigures:
+        trained = self.cells[row.cell][0]
+        return CellFigures(
+            cell=row.cell,
+            implementation=dict(self.run.parameters)["model.implementation"],
+            parameters=row.parameters,
+            train_perplexity=row.train_perplexity,
+            valid_perplexity=row.valid_perplexity,
+            test_perplexity=row.test_perplexity,
+            bits_per_char=row.bits_per_char,
+            tokens_per_second=row.tokens_per_second,
+            minutes=minutes(trained.trained),
+            champion=best.champion and trained.run_id == best.run_id,
+        )
 
     def _summary(self, row: Row) -> CellSummary:
         trained, samples, cached = self.cells[row.cell]
@@ -203,14 +234,3 @@ class PartlyDoneError(PartialError):
     def __init__(self, summary: RunSummary, reasons: str) -> None:
         super().__init__("some cells failed", reasons, "run the same command again: only they are trained")
         self.summary = summary
-
-
-def markdown_table(cells: Mapping[str, CellSummary], names: Mapping[str, str] | None = None) -> str:
-    """Return the comparison as a Markdown table; `names` says what to write for each cell."""
-    head = "| cell | train ppl | valid ppl | test ppl | bits/char | tokens/s | parameters | epochs |"
-    lines = [head, "|---" * 8 + "|"]
-    for cell, s in cells.items():
-        figures = [figure(s.train_perplexity), figure(s.valid_perplexity), figure(s.test_perplexity)]
-        rest = [figure(s.bits_per_char), f"{s.tokens_per_second:,.0f}", f"{s.parameters:,}", str(s.epochs)]
-        lines.append("| " + " | ".join([(names or {}).get(cell, cell), *figures, *rest]) + " |")
-    return "\n".join(lines) + "\n"

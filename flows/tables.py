@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from flows.comparison import COLUMNS, TrackedCell
 from rnnlm_core.download import without_password
+from rnnlm_core.errors import one_line
 from rnnlm_core.statistics import Statistics
-from tasks.tracked_runs import TrackedRun
+from tasks.tracked_registry import Version
 from tasks.wording import figure
 from tasks.workspace import PROJECT
 
-NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs")
+NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "parameters", "epochs", "minutes", "version")
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -40,24 +43,51 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def runs_table(runs: list[TrackedRun]) -> Table:
+def verdict_line(summary: dict[str, Any]) -> str:
+    """Return what the registry made of the best cell, in one line."""
+    model, cell = summary["model"], summary["best_cell"]
+    version = f"version {model['version']}"
+    if model["champion"]:
+        return f"champion of {model['name']}: {cell}, {version} ({model['reason']})"
+    return f"{cell} is {version} of {model['name']} and not its champion: {model['reason']}"
+
+
+def runs_table(cells: Sequence[TrackedCell]) -> Table:
     """Return tracked cell runs, one line each."""
-    table = _table("started", "cell", "corpus", "preset", "train", "valid", "test", "bits/char", "status", "run id")
-    for run in runs:
-        m = run.metrics
+    table = _table("started", *COLUMNS, "corpus", "preset", "status", "run id")
+    for cell in cells:
+        run = cell.run
         table.add_row(
-            f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}",
-            run.tags.get("rnnlm.cell", "?"),
+            moment(run.started),
+            *cell.figures.texts,
             run.tags.get("rnnlm.corpus", "?"),
             run.tags.get("rnnlm.preset", "?"),
-            figure(m.get("best/train_perplexity")),
-            figure(m.get("best/valid_perplexity")),
-            figure(m.get("test/perplexity")),
-            figure(m.get(f"{run.tags.get('rnnlm.evaluated_split', 'test')}/bits_per_char")),
             run.status.lower(),
             run.run_id,
         )
     return table
+
+
+def versions_table(versions: Sequence[Version]) -> Table:
+    """Return the versions of registered models, one line each, with what tells why (not) the champion."""
+    table = _table("model", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
+    for one in versions:
+        table.add_row(
+            one.name,
+            str(one.number),
+            one.cell,
+            figure(one.valid_perplexity),
+            figure(one.test_perplexity),
+            moment(one.created),
+            "yes" if one.champion else "",
+            one_line(one.reason),
+        )
+    return table
+
+
+def moment(seconds: float) -> str:
+    """Return a time since 1970 as the minute it was here."""
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
 
 
 def grams_table(found: Statistics) -> Table:

@@ -44,12 +44,18 @@ class Compared:
 def compare(trained: Sequence[Trained], evaluated: Sequence[Evaluated], store: Store) -> Compared:
     """Put the cells beside each other; the best has the lowest validation (else training) perplexity."""
     rows = tuple(_row(t, e) for t, e in zip(trained, evaluated, strict=True))
-    best = min(rows, key=lambda r: r.train_perplexity if r.valid_perplexity is None else r.valid_perplexity)
+    best = min(rows, key=_rank)
     with store.draft("comparison") as draft:
         table = finite([asdict(row) for row in rows])
         (draft.folder / TABLE).write_text(json.dumps(table, indent=1, allow_nan=False))
         plot_perplexity(trained, draft.folder / PICTURE)
         return Compared(draft.publish(), rows, best.cell)
+
+
+def _rank(row: Row) -> float:
+    """Return what the best cell has least of; no comparison would tell that a NaN is not the least."""
+    value = row.train_perplexity if row.valid_perplexity is None else row.valid_perplexity
+    return value if math.isfinite(value) else math.inf
 
 
 def finite(value: Any) -> Any:

@@ -23,6 +23,8 @@ POINTS: Final = (
     "training known",
     "model logged",
     "run finished",
+    "version registered",
+    "champion moved",
     "flow finished",
 )
 """Every point there is.

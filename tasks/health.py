@@ -35,6 +35,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     relocation,
     statistics,
     tokenize,
+    tracked_registry,
     tracking,
     tracking_database,
     train,
@@ -60,6 +61,7 @@ def verify() -> Iterator[str]:
         yield "; ".join(move.error().lines)
     elif not damaged:  # what the records name is looked up there
         yield from (f"record {record.name}: {fault}" for record, fault in _record_faults())
+        yield from tracked_registry.faults()
     for folder in _logged_models():
         if fault := folder_fault(folder, folder.name):
             yield f"model logged in MLflow {fault}: {folder}"

@@ -1,5 +1,7 @@
 """The runs there are: by cell, by preset, by reference."""
 
+import math
+import sys
 from dataclasses import dataclass
 
 from mlflow.entities import Run
@@ -7,6 +9,8 @@ from mlflow.exceptions import MlflowException
 
 from rnnlm_core.errors import DataError
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
+
+MINUTES = "perf/train_minutes"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,19 @@ def curve(run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client().get_metric_history(run_id, metric)]
 
 
+def logged(value: float) -> float:
+    """Return a metric as it was logged: MLflow's databases keep an infinity as the largest number."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
+
+
+def train_minutes(run: TrackedRun) -> float | None:
+    """Return how long the epochs of a training took together, None before the first has ended."""
+    if MINUTES in run.metrics:
+        return run.metrics[MINUTES]
+    seconds = [value for _, value in curve(run.run_id, "perf/epoch_seconds")]  # an older run, or one under way
+    return sum(seconds) / 60 if seconds else None
+
+
 def tracked(run: Run) -> TrackedRun:
     """Return a run of MLflow as ours."""
     return TrackedRun(
@@ -86,7 +103,7 @@ def tracked(run: Run) -> TrackedRun:
         run.info.status,
         run.info.start_time / 1000,
         dict(run.data.tags),
-        dict(run.data.metrics),
+        {name: logged(value) for name, value in run.data.metrics.items()},
         dict(run.data.params),
     )
 

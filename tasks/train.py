@@ -22,6 +22,7 @@ from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
 from tasks.caching import cache_key, stage
 from tasks.stopping import stop_requested
+from tasks.tracked_runs import MINUTES
 from tasks.tracking import FlowRun
 
 CORE = "rnnlm_core.train"
@@ -105,6 +106,11 @@ def _tags(corpus: Corpus, vocabulary: BuiltVocabulary) -> dict[str, str]:
     return {"rnnlm.corpus_sha256": corpus.handle.sha256, "rnnlm.vocabulary_sha256": vocabulary.handle.sha256}
 
 
+def minutes(trained: Trained) -> float:
+    """Return how long the epochs of a training took together, those before an interruption among them."""
+    return sum(epoch.seconds for epoch in trained.history) / 60
+
+
 def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
@@ -119,6 +125,7 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
             "model/parameters": trained.num_parameters,
             "vocabulary/size": vocabulary.size,
             "perf/median_tokens_per_second": trained.tokens_per_second,
+            MINUTES: minutes(trained),
             "best/epoch": trained.best_epoch,
             "best/train_perplexity": trained.best.train_perplexity,
             **(

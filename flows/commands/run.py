@@ -1,14 +1,11 @@
 """`rnnlm run` and `rnnlm smoke`: the chain, and what it came to."""
 
-import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.commands.screen import check_writable, flows_ready, show, warn
+from flows.commands.screen import check_writable, flows_ready, not_finite, show, warn, write_json
 from rnnlm_core.errors import ConfigError
 
 
@@ -78,45 +75,23 @@ def _run_flow(
             summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
         except PartlyDoneError as error:
             summary = error.summary.as_json()
-            _write_json(json_file, summary)
+            write_json(json_file, summary)
             _print_summary(summary)
             raise
-    _write_json(json_file, summary)
+    write_json(json_file, summary)
     return summary
 
 
-def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (dotted place, value) of every infinity and NaN in plain data."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _not_finite(part, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from _not_finite(part, f"{place}.{number}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield place, value
-
-
-def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
-    from rnnlm_core.compare import finite
-    from rnnlm_core.store import write_atomically
-
-    if path is not None:
-        # `null` alone would look like a figure that nobody asked for.
-        flag = {place: str(value) for place, value in _not_finite(summary)}
-        content = {**finite(summary), **({"not_finite": flag} if flag else {})}
-        write_atomically(path.resolve(), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
-    from flows.tables import summary_table, ui_commands
+    from flows.tables import summary_table, ui_commands, verdict_line
     from tasks import workspace
 
-    for place, value in _not_finite(summary):
+    for place, value in not_finite(summary):
         warn(f"{place} is {value}: no figure to compare with")
     show(summary_table(summary))
     for cell, figures in summary["cells"].items():
         typer.echo(f"{cell} writes: {figures['samples'][0]}\n")
+    typer.echo(verdict_line(summary) + "\n")
     done, found = summary["tasks"]["executed"], summary["tasks"]["cached"]
     if done:
         typer.echo(f"{done} stages done, {found} cached, {summary['seconds']:.0f} s of work\n")

@@ -1,6 +1,8 @@
 """What every command shares: news and tables on the screen, a Prefect API at hand, files that can be written."""
 
 import errno
+import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,30 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         remedy = "give the name of a file in a folder that exists"
         raise ResourceError("cannot write the results", f"{path} ({error.strerror})", remedy) from error
+
+
+def not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (dotted place, value) of every infinity and NaN in plain data."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from not_finite(part, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from not_finite(part, f"{place}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+
+
+def write_json(path: Path | None, summary: dict[str, Any]) -> None:
+    """Write plain data to a file, if one is asked for; what JSON has no number for is `null`, and told."""
+    from rnnlm_core.compare import finite
+    from rnnlm_core.store import write_atomically
+
+    if path is not None:
+        # `null` alone would look like a figure that nobody asked for.
+        flag = {place: str(value) for place, value in not_finite(summary)}
+        content = {**finite(summary), **({"not_finite": flag} if flag else {})}
+        write_atomically(path.resolve(), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @contextmanager

@@ -5,27 +5,39 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.screen import check_writable, news_on_screen, show
+from flows.commands.screen import check_writable, news_on_screen, show, write_json
 
 
 def compare(
     corpus: Annotated[str, typer.Option(help="Only runs on this corpus.")] = "",
-    last: Annotated[int, typer.Option(help="How many runs, newest first.", min=1, max=1000)] = 20,
+    last: Annotated[int, typer.Option(help="How many runs, the newest ones.", min=1, max=1000)] = 20,
+    sort: Annotated[str, typer.Option(help="started (newest first), valid or test (lowest first).")] = "started",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the runs to this file as JSON.")] = None,
 ) -> None:
     """Print the table of tracked runs, newest first."""
+    from rnnlm_core.errors import unknown_name
     from tasks import workspace
 
     workspace.prepare_environment()
+    from flows.comparison import ORDERS, of_runs, sorted_by
     from flows.tables import runs_table
+    from tasks.tracked_registry import champions
     from tasks.tracked_runs import tracked_cells
 
+    if sort not in ORDERS:
+        raise unknown_name("order", sort, list(ORDERS))
+    if json_file is not None:
+        check_writable(json_file)
     with news_on_screen():
         runs = tracked_cells(corpus, last)
-    if not runs:
+        cells = sorted_by(sort, of_runs(runs, {one.run_id for one in champions().values()}))
+    if json_file is not None:
+        write_json(json_file, {"runs": [cell.as_json() for cell in cells]})
+    if not cells:
         where = f" on corpus {corpus}" if corpus else ""
         typer.echo(f"no tracked runs{where}: train with `rnnlm run`", err=True)
         return
-    show(runs_table(runs))
+    show(runs_table(cells))
 
 
 def results(

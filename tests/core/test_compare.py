@@ -73,6 +73,12 @@ def test_without_validation_the_best_cell_is_chosen_on_training(store: Store) ->
     assert compare([other, one], [evaluated(1.0), evaluated(2.0)], store).best_cell == "lstm"
 
 
+def test_a_figure_that_is_no_number_is_never_the_best(store: Store) -> None:
+    nan = replace(RNN, history=(replace(RNN.history[0], valid_loss=math.nan),), best_epoch=1)
+    for order in ([nan, GRU], [GRU, nan]):
+        assert compare(order, [evaluated(1.0), evaluated(2.0)], store).best_cell == "gru"
+
+
 def test_each_cell_needs_its_evaluation(store: Store) -> None:
     with pytest.raises(ValueError, match="shorter than argument 1"):
         compare([RNN, GRU], [evaluated(1.0)], store)

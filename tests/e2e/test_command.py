@@ -193,6 +193,6 @@ def test_the_smoke_command_holds_every_check_and_writes_only_at_home(rnnlm: Comm
     done = rnnlm("smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 + 3 * 5
+    assert len(lines) == 4 + 3 * 5
     assert {line.split()[0] for line in lines} == {"ok"}
     assert list(elsewhere.iterdir()) == []

@@ -179,3 +179,31 @@ def what_is_wrong(home: Path, prefect: Path) -> Iterator[str]:
                 yield f"run {run} has {metric} at {steps}"
     if not rows(home / "mlflow.db", finished):
         yield "no finished run of a cell"
+    yield from _registry_faults(home / "mlflow.db")
+
+
+def _registry_faults(database: Path) -> Iterator[str]:
+    """Each logged model is one version, each version has a verdict, and each registered model a champion."""
+    versions = rows(
+        database, "SELECT name, version, source FROM model_versions WHERE current_stage != 'Deleted_Internal'"
+    )
+    if not versions:
+        yield "no version of a model"
+    if len({(name, source) for name, _, source in versions}) != len(versions):
+        yield f"a logged model has several versions: {versions}"
+    verdicts = ("rnnlm.promoted_because", "rnnlm.not_promoted")
+    told = rows(database, "SELECT name, version FROM model_version_tags WHERE key IN (?, ?)", *verdicts)
+    yield from (
+        f"no verdict on version {version} of {name}" for name, version, _ in versions if (name, version) not in told
+    )
+    champions = rows(database, "SELECT name, version FROM registered_model_aliases WHERE alias = 'champion'")
+    if {name for name, _ in champions} != {name for name, _, _ in versions}:
+        yield f"champions are {champions} of {versions}"
+    for name, version in champions:
+        moves = rows(
+            database,
+            "SELECT value FROM registered_model_tags WHERE name = ? AND key LIKE 'rnnlm.move.%' ORDER BY key",
+            name,
+        )
+        if not moves or not moves[-1][0].startswith(f"version {version}, "):
+            yield f"version {version} is the champion of {name}, and the moves end with {moves[-1:]}"

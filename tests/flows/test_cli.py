@@ -476,6 +476,8 @@ def test_compare_lists_the_cells_of_tracked_runs(rnnlm: Callable[..., Answer], t
         (row,) = [line for line in answer.out.splitlines() if figures["run_id"] in line]
         assert "finished" in row
         assert f"{figures['test_perplexity']:.3f}" in row
+        best = figures["run_id"] == trained.summary["cells"][trained.summary["best_cell"]]["run_id"]
+        assert (" yes " in row) is best  # the champion
     other = rnnlm("compare", "--corpus", "nobody's")
     assert other.code == 0
     assert other.out == ""
@@ -700,3 +702,81 @@ def test_what_is_damaged_is_listed_mended_and_made_again(
         assert f"told MLflow the new place of 4 runs: {finished.home} → {home}" in mended.out
         assert f"removed artifact corpus:{corpus.name[:12]}" in mended.out
         assert rnnlm("verify").code == 0
+
+
+def test_the_best_cell_is_the_champion_and_every_command_knows_it(
+    rnnlm: Callable[..., Answer], trained: Any, tmp_path: Path
+) -> None:
+    best, figures = trained.summary["best_cell"], trained.summary["cells"][trained.summary["best_cell"]]
+    model = trained.summary["model"]
+    perplexity = f"{figures['valid_perplexity']:.2f}"
+    why = f"the first with a validation perplexity ({perplexity})"
+    assert model == {"name": "rnnlm-book.txt", "version": 1, "champion": True, "reason": why}
+    answer = rnnlm("models", "--corpus", "somewhere/book.txt")
+    assert answer.code == 0, answer
+    (row,) = [line for line in answer.out.splitlines() if "rnnlm-book.txt" in line]
+    assert row.split()[:5] == [
+        "rnnlm-book.txt", "1", best, f"{figures['valid_perplexity']:.3f}", f"{figures['test_perplexity']:.3f}",
+    ]  # fmt: skip
+    assert row.rstrip().endswith(f"yes       {why}")
+    address = "models:/rnnlm-book.txt@champion"
+    told = rnnlm("generate", "--model", address, "--prefix", "the ", "--length", "10", "--temperature", "0.5")
+    assert told.out == figures["samples"][0] + "\n"
+    assert rnnlm("promote", best).out == "champion of rnnlm-book.txt: version 1 (it is the champion already)\n"
+    table = rnnlm("compare", "--sort", "valid", "--json", tmp_path / "runs.json")
+    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert runs == sorted(runs, key=lambda one: one["valid_perplexity"])
+    assert [one["cell"] for one in runs if one["champion"]] == [best]
+    assert all(one["minutes"] > 0 and one["implementation"] == "concise" for one in runs)
+    assert table.out.index(runs[0]["run_id"]) < table.out.index(runs[1]["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["promote"], 2, ["give a REF, or --rollback CORPUS: nothing"]),
+        (["promote", "gru", "--rollback", "x"], 2, ["give a REF, or --rollback CORPUS: gru --rollback"]),
+        (["promote", "--force"], 2, ["give a REF, or --rollback CORPUS: --force"]),
+        (["promote", "models:/rnnlm-book.txt@champion"], 2, ["an alias is no version", "give NAME/VERSION"]),
+        (["promote", "nonsense"], 3, ["no such model: nonsense"]),
+        (["promote", "rnnlm-bok.txt/1"], 3, ["no such registered model: rnnlm-bok.txt: known: rnnlm-book.txt"]),
+        (["promote", "models:/rnnlm-book.txt/9"], 3, ["no such version: rnnlm-book.txt/9"]),
+        (["promote", "--rollback", "book.txt"], 2, ["nothing to roll back to: rnnlm-book.txt (champion: version 1)"]),
+        (["promote", "--rollback", "other.txt"], 3, ["no such registered model: other.txt: known: rnnlm-book.txt"]),
+        (["models", "--corpus", "other.txt"], 3, ["no such registered model: other.txt: known: rnnlm-book.txt"]),
+        (["compare", "--sort", "tests"], 2, ["unknown order: tests: did you mean test?"]),
+        (["compare", "--json", "/nowhere/x.json"], 5, ["cannot write the results"]),
+    ],
+)
+def test_a_mistake_about_models_is_one_line(
+    rnnlm: Callable[..., Answer], trained: Any, arguments: list[str], code: int, parts: list[str]
+) -> None:
+    refused(rnnlm(*arguments), code, *parts)
+
+
+def test_a_worse_model_is_no_champion_until_it_is_forced_and_the_place_can_be_given_back(
+    rnnlm: Callable[..., Answer], run: Callable[..., dict[str, Any]]
+) -> None:
+    name = run()["model"]["name"]
+    again = run()["model"]
+    assert (again["version"], again["champion"]) == (1, True)
+    worse = run(train__learning_rate=1e-6)["model"]
+    assert (worse["version"], worse["champion"]) == (2, False)
+    assert re.fullmatch(r"valid perplexity [\d.]+ is not below champion's [\d.]+ \(version 1\)", worse["reason"])
+    line = refused(rnnlm("promote", "rnn"), 2, f"not promoted: version 2 of {name}: {worse['reason']}: `--force`")
+    assert line.endswith("`--force` makes it the champion all the same")
+    forced = rnnlm("promote", f"models:/{name}/2", "--force")
+    assert forced.out == f"champion of {name}: version 2 (forced: {worse['reason']})\n"
+    told = rnnlm("models").out
+    assert "against the rule: valid perplexity" in told
+    assert "replaced by version 2 on " in told
+    back = rnnlm("promote", "--rollback", name)
+    assert back.out == f"champion of {name}: rnn, version 1 again, after version 2\n"
+    assert run()["model"]["champion"] is True
+
+
+def test_without_a_model_the_list_says_how_to_get_one(rnnlm: Callable[..., Answer], home: Path) -> None:
+    answer = rnnlm("models")
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err == "no registered models: train with `rnnlm run`\n"
+    refused(rnnlm("models", "--corpus", "text"), 3, "none yet, train with `rnnlm run`")

@@ -61,7 +61,7 @@ def task_runs(flow_run_id: str) -> list[TaskRun]:
 
 def test_the_summary_has_the_agreed_shape(finished: Any) -> None:
     summary = finished.summary
-    assert list(summary) == ["preset", "corpus", "cells", "best_cell", "parent_run_id", "seconds", "tasks"]
+    assert list(summary) == ["preset", "corpus", "cells", "best_cell", "parent_run_id", "seconds", "tasks", "model"]
     assert summary["preset"] == "smoke"
     assert summary["corpus"] == "book.txt"
     assert tuple(summary["cells"]) == CELLS
@@ -215,7 +215,7 @@ def test_prefect_has_the_comparison_as_markdown(finished: Any, mlflow_of: Callab
     (artifact,) = [one for one in asyncio.run(ask()) if str(one.flow_run_id) == flow_run_id]
     assert artifact.type == "markdown"
     head, _, *rows = artifact.data.splitlines()
-    assert head.startswith("| cell | train ppl | valid ppl | test ppl |")
+    assert head.startswith("| cell | implementation | parameters | train | valid | test |")
     assert [row.split()[1] for row in rows] == list(CELLS)
 
 

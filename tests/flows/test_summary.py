@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from flows import tables
-from flows.commands import run
-from flows.summary import CellSummary, PartlyDoneError, RunSummary, figure, markdown_table
+from flows.commands import screen
+from flows.comparison import COLUMNS, ORDERS, CellFigures, markdown_table, of_runs, sorted_by
+from flows.summary import CellSummary, PartlyDoneError, RegisteredCell, RunSummary
 from tasks.tracked_runs import TrackedRun
+from tasks.wording import figure
 
 GRU = CellSummary("run-g", 5.25, 6.5, 7.125, 2.8328, 12345.6, 4711, 3, False, ("the end",))
 RNN = CellSummary("run-r", 123456.789, None, None, 3.0, 99.4, 12, 1, True, ("the ",))
@@ -33,11 +36,14 @@ def test_a_figure_has_the_digits_people_compare(value: float | None, text: str) 
     assert figure(value) == text
 
 
-def test_the_markdown_table_has_a_row_per_cell() -> None:
-    lines = markdown_table(SUMMARY.cells).splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 9
-    assert lines[2] == "| rnn | 123,456.8 | – | – | 3.000 | 99 | 12 | 1 |"
-    assert lines[3] == "| gru | 5.250 | 6.500 | 7.125 | 2.833 | 12,346 | 4,711 | 3 |"
+def test_the_markdown_table_has_a_row_per_cell_and_the_columns_of_the_other_tables() -> None:
+    rnn = CellFigures("rnn", "scratch", 12, 123456.789, None, None, 3.0, 99.4, None, False)
+    gru = CellFigures("gru", "concise", 4711, 5.25, 6.5, 7.125, 2.8328, 12345.6, 1234.56, True)
+    lines = markdown_table([rnn, gru], {"gru": "[gru](#run)"}).splitlines()
+    assert lines[0] == "| " + " | ".join(COLUMNS) + " |"
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 11
+    assert lines[2] == "| rnn | scratch | 12 | 123,456.8 | – | – | 3.000 | 99 | – |  |"
+    assert lines[3] == "| [gru](#run) | concise | 4,711 | 5.250 | 6.500 | 7.125 | 2.833 | 12,346 | 1,234.6 | yes |"
 
 
 def test_the_summary_as_json_is_plain_data() -> None:
@@ -56,7 +62,7 @@ def test_a_partly_done_run_tells_reasons_and_remedy_and_keeps_the_summary() -> N
 
 def test_a_json_file_holds_no_infinity(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    run._write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
+    screen.write_json(path, {"cells": {"rnn": {"test_perplexity": math.inf, "samples": ["é", math.nan]}}})
     assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail) == {
         "cells": {"rnn": {"test_perplexity": None, "samples": ["é", None]}},
         "not_finite": {"cells.rnn.test_perplexity": "inf", "cells.rnn.samples.1": "nan"},
@@ -76,13 +82,55 @@ def test_the_table_marks_the_best_cell_and_says_what_was_trained() -> None:
 
 def test_the_table_of_runs_shows_what_a_run_has_and_a_dash_for_the_rest() -> None:
     tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.preset": "smoke", "rnnlm.evaluated_split": "valid"}
+    figures = {
+        "best/train_perplexity": 5.0,
+        "valid/bits_per_char": 2.5,
+        "perf/train_minutes": 1.25,
+        "model/parameters": 12,
+    }
     runs = [
-        TrackedRun("run-1", "FINISHED", 0.0, tags, {"best/train_perplexity": 5.0, "valid/bits_per_char": 2.5}, {}),
-        TrackedRun("run-2", "KILLED", 86400.0, {}, {}, {}),
+        TrackedRun("run-1", "FINISHED", 0.0, tags, figures, {"model.implementation": "scratch"}),
+        TrackedRun("run-2", "KILLED", 86400.0, {}, {"perf/train_minutes": 0.0}, {}),
     ]
-    first, second = text_of(tables.runs_table(runs)).splitlines()[-3:-1]
-    assert first.split()[2:] == ["gru", "text", "smoke", "5.000", "–", "–", "2.500", "finished", "run-1"]
-    assert second.split()[2:] == ["?", "?", "?", "–", "–", "–", "–", "killed", "run-2"]
+    first, second = text_of(tables.runs_table(of_runs(runs, {"run-1"}))).splitlines()[-3:-1]
+    assert " ".join(first.split()[2:]) == "gru scratch 12 5.000 – – 2.500 – 1.2 yes text smoke finished run-1"
+    assert " ".join(second.split()[2:]) == "? ? – – – – – – 0.0 ? ? killed run-2"
+
+
+def test_runs_are_sorted_by_date_or_by_perplexity_and_those_without_come_last() -> None:
+    def tracked(name: str, started: float, **figures: float) -> TrackedRun:
+        metrics = {f"{'best/valid' if key == 'valid' else key}{'/' if key == 'test' else '_'}perplexity": value
+                   for key, value in figures.items()}  # fmt: skip
+        return TrackedRun(name, "FINISHED", started, {}, {"perf/train_minutes": 1.0, **metrics}, {})
+
+    runs = [tracked("a", 1, valid=3.0, test=4.0), tracked("b", 3), tracked("c", 2, valid=2.0, test=5.0),
+            tracked("d", 0, valid=math.nan, test=math.inf)]  # fmt: skip
+    cells = of_runs(runs, set())
+    order = {by: "".join(cell.run.run_id for cell in sorted_by(by, cells)) for by in ORDERS}
+    assert order["started"] == "bcad"
+    assert order["valid"][:2] == "ca"
+    assert order["test"][:2] == "ac"
+
+
+def test_a_run_as_json_is_plain_data_with_what_identifies_it() -> None:
+    tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.preset": "smoke"}
+    (cell,) = of_runs([TrackedRun("run-1", "FINISHED", 0.0, tags, {"perf/train_minutes": 1.5}, {})], {"run-1"})
+    plain = json.loads(json.dumps(cell.as_json()))
+    assert list(plain)[:5] == ["run_id", "started", "status", "corpus", "preset"]
+    assert plain["started"] == "1970-01-01T00:00:00+00:00"
+    assert (plain["cell"], plain["minutes"], plain["champion"], plain["test_perplexity"]) == ("gru", 1.5, True, None)
+
+
+@pytest.mark.parametrize(
+    ("champion", "line"),
+    [
+        (True, "champion of rnnlm-text: gru, version 3 (because)"),
+        (False, "gru is version 3 of rnnlm-text and not its champion: because"),
+    ],
+)
+def test_the_verdict_is_one_line(champion: bool, line: str) -> None:
+    summary = replace(SUMMARY, model=RegisteredCell("rnnlm-text", 3, champion, "because"))
+    assert tables.verdict_line(summary.as_json()) == line
 
 
 def test_the_commands_of_the_user_interfaces_exist_and_name_the_store() -> None:

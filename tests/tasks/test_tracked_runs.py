@@ -1,14 +1,17 @@
 """Runs are found by cell, by preset, by reference, newest first."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Metric
 
 from rnnlm_core.errors import DataError
 from tasks import tracked_runs, tracking
 from tasks.tracking import FlowRun
+from tasks.tracking_database import client
 
 
 def open_parent() -> Any:
@@ -39,6 +42,23 @@ def test_tracked_cells_are_listed_newest_first_and_by_corpus(home: Path) -> None
     assert [run.metrics["perplexity"] for run in tracked_runs.tracked_cells(last=1)] == [2]
     assert tracked_runs.tracked_cells("it's nobody's") == []
     assert {run.parameters["model.hidden_size"] for run in tracked_runs.tracked_cells()} == {"8"}
+
+
+def test_minutes_of_training_are_a_figure_or_the_sum_of_the_epochs(home: Path) -> None:
+    with open_parent() as flow:
+        for key in ("new", "old", "none"):
+            with tracking.child_run(flow, "gru", key, {}) as run_id:
+                if key == "new":
+                    tracking.log_metrics(run_id, {"perf/train_minutes": 2.5})
+                if key == "old":
+                    client().log_batch(run_id, [Metric("perf/epoch_seconds", 45.0, 0, step) for step in (1, 2)])
+    assert [tracked_runs.train_minutes(run) for run in tracked_runs.tracked_cells()] == [None, 1.5, 2.5]
+
+
+def test_an_infinite_figure_is_infinite_again(home: Path) -> None:
+    with open_parent() as flow, tracking.child_run(flow, "gru", "key", {}) as run_id:
+        tracking.log_metrics(run_id, {"perplexity": math.inf, "loss": 700.0})
+    assert tracked_runs.find_model_run(run_id).metrics == {"perplexity": math.inf, "loss": 700.0}
 
 
 def test_finished_cells_are_those_of_one_preset_and_cell_newest_first(home: Path) -> None:
