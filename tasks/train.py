@@ -84,7 +84,7 @@ def train(
             log.flush()
         trained: Trained = TypeAdapter(Trained).validate_python(result)
         crashpoint("training known")
-        _report(run_id, trained, corpus, vocabulary)
+        _report(run_id, trained, corpus, vocabulary, flow)
     crashpoint("run finished")
     return TrackedTraining(trained, run_id)
 
@@ -101,10 +101,11 @@ def _tags(corpus: Corpus, vocabulary: BuiltVocabulary) -> dict[str, str]:
     return {"rnnlm.corpus_sha256": corpus.handle.sha256, "rnnlm.vocabulary_sha256": vocabulary.handle.sha256}
 
 
-def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
+def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary, flow: FlowRun) -> None:
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
     from rnnlm_core.model import load_model
+    from rnnlm_core.model_card import TrainedOn, model_card
 
     store = workspace.store()
     folder = store.open(trained.model)
@@ -124,8 +125,13 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
         },
     )
     tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
-    example = opening(load_model(folder), store.open(corpus.handle), "train")
-    address = tracked_models.log_model(run_id, folder, trained.cell, example)
+    saved, settings = load_model(folder), flow.training_settings()
+    example = opening(saved, store.open(corpus.handle), "train")
+    source = TrainedOn(settings.get("corpus.name", ""), flow.corpus, corpus, vocabulary.handle.sha256)
+    address = tracked_models.log_model(
+        run_id, folder, trained.cell, example, settings,
+        lambda address: model_card(saved, trained, source, settings, address),
+    )  # fmt: skip
     crashpoint("model logged")
     tracking.set_tags(
         run_id,
