@@ -5,6 +5,7 @@ them; it uses ONNX's own recurrent operators, which are the book's equations for
 on either side of the product). What the ids mean stands in the file's metadata.
 """
 
+import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rnnlm_core.scratch import ScratchLayer, torch_layout
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
+PACKAGES = ("onnx", "onnxruntime")
 OPSET, IR = 17, 8
 """What every runtime since 2022 reads."""
 MOST_BYTES = (1 << 31) - (1 << 20)
@@ -28,6 +30,14 @@ TOLERANCE = 1e-4
 _OPERATORS = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
 _GATES = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 """Where each gate of ONNX (z r h; i o f c) stands in `torch.nn` (r z n; i f g o)."""
+
+
+def check_installed() -> None:
+    """Raise `ResourceError` unless the packages of the extra `onnx` are there."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            what = "the export needs a package that is not installed"
+            raise ResourceError(what, package, "pip install 'rnnlm[onnx]'")
 
 
 def export_onnx(saved: SavedModel) -> bytes:
@@ -40,12 +50,11 @@ def export_onnx(saved: SavedModel) -> bytes:
     Metadata, as strings: `rnnlm.tokens` (a JSON list, by id), `rnnlm.tokenizer` (JSON: level and eos),
     `rnnlm.bpe` (of level bpe: the description that the library `tokenizers` reads), `rnnlm.normalizer`, `rnnlm.cell`.
 
-    Raises `ResourceError` without the package `onnx`, or for more weights than a file may hold.
+    Raises `ResourceError` without the extra `onnx`, or for more weights than a file may hold.
     """
-    try:
-        from onnx import checker, helper
-    except ImportError as error:
-        raise _missing("onnx") from error
+    check_installed()
+    from onnx import checker, helper
+
     graph = _Graph(saved.model)
     if graph.num_bytes > MOST_BYTES:
         raise ResourceError(
@@ -64,12 +73,11 @@ def export_onnx(saved: SavedModel) -> bytes:
 def check_onnx(data: bytes, saved: SavedModel) -> float:
     """Run an ONNX file beside its model, on two rows of ids, state carried; return the largest difference of a logit.
 
-    Raises `IntegrityError` where that is more than rounding, `ResourceError` without the package `onnxruntime`.
+    Raises `IntegrityError` where that is more than rounding, `ResourceError` without the extra `onnx`.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _missing("onnxruntime") from error
+    check_installed()
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     model = saved.model
     draw = torch.Generator().manual_seed(0)
@@ -87,10 +95,6 @@ def check_onnx(data: bytes, saved: SavedModel) -> float:
     if not largest <= TOLERANCE * max(scale, 1.0):
         raise IntegrityError("the ONNX file computes something else", f"logits differ by {largest:.3g}", "report it")
     return largest
-
-
-def _missing(package: str) -> ResourceError:
-    return ResourceError("the export needs a package that is not installed", package, "pip install 'rnnlm[onnx]'")
 
 
 def _metadata(saved: SavedModel) -> dict[str, str]:

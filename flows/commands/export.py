@@ -15,9 +15,10 @@ def export(
 ) -> None:
     """Write a trained model as an ONNX file, checked against the model before it is written."""
     check_writable(output)
-    from rnnlm_core.onnx_export import check_onnx, export_onnx
+    from rnnlm_core.onnx_export import check_installed, check_onnx, export_onnx
     from rnnlm_core.store import write_atomically
 
+    check_installed()
     with news_on_screen():
         saved = load(model)
     data = export_onnx(saved)
