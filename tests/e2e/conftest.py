@@ -2,9 +2,12 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import pytest
 from homes import COMMAND, PROJECT, without_settings
 from mlflow import MlflowClient
@@ -27,6 +30,24 @@ class LoggedModel:
         """The home's database, as MLflow calls it."""
         return f"sqlite:///{self.home / 'mlflow.db'}"
 
+    @contextmanager
+    def tracked_here(self) -> Iterator[MlflowClient]:
+        """Let MLflow work in this home: it looks models up where its global address says."""
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.tracking_uri)
+        try:
+            yield MlflowClient()
+        finally:
+            mlflow.set_tracking_uri(before)
+
+    def register(self, name: str) -> str:
+        """Make this model the champion of a name, and return the address that says so."""
+        with self.tracked_here() as client:
+            client.create_registered_model(name)
+            version = client.create_model_version(name, self.uri, model_id=self.uri.removeprefix("models:/"))
+            client.set_registered_model_alias(name, "champion", version.version)
+        return f"models:/{name}@champion"
+
     def rnnlm(self, *arguments: object) -> str:
         """Run a command in this home and return what it printed."""
         own = {"RNNLM_HOME": str(self.home), "PREFECT_HOME": str(self.home / "prefect"), "PYTHONPATH": str(PROJECT)}
@@ -44,5 +65,5 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> LoggedModel:
     model = LoggedModel(tmp_path_factory.mktemp("logged"), "")
     model.rnnlm("run", *SMALL, "--json", model.home / "out.json")
     run_id = json.loads((model.home / "out.json").read_text())["cells"]["gru"]["run_id"]
-    run = MlflowClient(model.tracking_uri).get_run(run_id)
-    return LoggedModel(model.home, run.data.tags["rnnlm.model_uri"])
+    with model.tracked_here() as client:
+        return LoggedModel(model.home, client.get_run(run_id).data.tags["rnnlm.model_uri"])

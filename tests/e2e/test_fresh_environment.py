@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from homes import PROJECT, without_settings
-from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4000)]  # the installation alone takes minutes
@@ -47,12 +46,8 @@ def python(logged: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_requirements_are_enough_to_load_the_model_by_its_address_and_write_the_same_text(
     logged: Any, python: Path, tmp_path: Path
 ) -> None:
-    client = MlflowClient(logged.tracking_uri)
-    client.create_registered_model("fresh")
-    version = client.create_model_version("fresh", logged.uri, model_id=logged.uri.removeprefix("models:/"))
-    client.set_registered_model_alias("fresh", "champion", version.version)
     params = {"length": LENGTH, "temperature": TEMPERATURE, "seed": SEED}
-    asked = json.dumps([[logged.uri, "models:/fresh@champion"], PREFIX, params])
+    asked = json.dumps([[logged.uri, logged.register("fresh")], PREFIX, params])
     own = {"MLFLOW_TRACKING_URI": logged.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     clean = {name: value for name, value in without_settings().items() if not name.startswith("PYTHON")}
     done = subprocess.run(

@@ -16,7 +16,6 @@ import mlflow
 import psutil
 import pytest
 from homes import without_settings
-from mlflow import MlflowClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 PATIENCE = 600
@@ -43,16 +42,13 @@ def is_up(port: int) -> bool:
 @pytest.fixture(scope="module")
 def post(logged: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post]:
     """Serve the registered model, and return a function that asks it; in the end the server goes, and all of it."""
-    client = MlflowClient(logged.tracking_uri)
-    client.create_registered_model("book")
-    version = client.create_model_version("book", logged.uri, model_id=logged.uri.removeprefix("models:/"))
-    client.set_registered_model_alias("book", "champion", version.version)
+    champion = logged.register("book")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     own = {"MLFLOW_TRACKING_URI": logged.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/book@champion"]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", champion]
     with (elsewhere / "log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
@@ -85,10 +81,8 @@ def post(logged: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post
 @pytest.fixture(scope="module")
 def model(logged: Any) -> Iterator[Any]:
     """The same model, loaded here."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(logged.tracking_uri)
-    yield mlflow.pyfunc.load_model(logged.uri)
-    mlflow.set_tracking_uri(before)
+    with logged.tracked_here():
+        yield mlflow.pyfunc.load_model(logged.uri)
 
 
 TEXTS = ["The time ", "language"]
