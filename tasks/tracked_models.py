@@ -71,7 +71,8 @@ def log_model(
             code_paths=[str(package)],
             artifacts={"model": str(folder)},
             signature=_signature(),
-            input_example=([example], {"length": 20, "temperature": 0.0, "seed": 0}),
+            # The text may open with what the vocabulary lacks.
+            input_example=([example], {"length": 20, "temperature": 0.0, "seed": 0, "unknown": "map"}),
             pip_requirements=_requirements(folder),
         )
     return str(logged.model_uri)
@@ -110,7 +111,8 @@ def _signature() -> Any:
 def _requirements(folder: Path) -> list[str]:
     """Return the packages with which MLflow loads the model from a tracking server or a database file, and runs it.
 
-    MLflow without its server: a quarter of its packages. `sqlalchemy` and `alembic` are for the database file.
+    `mlflow-skinny` is MLflow without its user interface and what that needs; `sqlalchemy` and `alembic` are for the
+    database file.
     """
     needed = REQUIREMENTS + (("tokenizers",) if (folder / BPE_FILE).exists() else ())
     return [f"{name}=={version(name).split('+')[0]}" for name in needed]
