@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -47,7 +48,12 @@ def post(logged: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    own = {"MLFLOW_TRACKING_URI": logged.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    own = {
+        "MLFLOW_TRACKING_URI": logged.tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # MLflow starts `uvicorn` by its name, as in an environment that is activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", champion]
     with (elsewhere / "log").open("wb") as log:
         server = subprocess.Popen(
