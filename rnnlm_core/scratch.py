@@ -61,6 +61,11 @@ def to_concise(layer: ScratchLayer) -> dict[str, Tensor]:
     """
     if layer.cell == "gru" and layer.reset_gate == "before":
         raise ValueError("torch.nn.GRU has its reset gate after the product: this layer has it before")
+    return torch_layout(layer)
+
+
+def torch_layout(layer: ScratchLayer) -> dict[str, Tensor]:
+    """Return the weights under the names and in the shapes of `torch.nn`, wherever the reset gate works."""
     recurrent = torch.zeros_like(layer.b)
     if layer.b_h is not None:
         recurrent[2 * layer.hidden_size :] = layer.b_h

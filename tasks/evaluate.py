@@ -37,6 +37,7 @@ def evaluate(
             f"{done.split}/oov_rate": done.oov_rate,
             "perplexity": done.perplexity,
         },
+        of_model=True,
     )
     tracking.set_tags(training.run_id, {"rnnlm.evaluated_split": done.split})
     tracked_notes.note_cell(training.run_id, training.trained, done)

@@ -17,7 +17,7 @@ from mlflow.entities import Metric, Param, RunTag
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import RnnlmError
 from rnnlm_core.train import Epoch
-from tasks import processes, progress, run_origin, tracked_runs
+from tasks import processes, progress, run_origin, tracked_models, tracked_runs
 from tasks.tracked_runs import TrackedRun
 from tasks.tracking_database import client, experiment_id
 from tasks.wording import parameter_text
@@ -43,6 +43,10 @@ class FlowRun:
     def cache_identity(self) -> tuple[()]:
         """Who asks changes nothing."""
         return ()
+
+    def training_settings(self) -> dict[str, str]:
+        """Return the parameters a training depends on; what comes after it may be done again with other ones."""
+        return {key: value for key, value in self.parameters if key.split(".")[0] in TRAINING_KEYS}
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def _owner(flow: FlowRun) -> dict[str, str]:
 def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Iterator[str]:
     """Open the run of one training, or open again the run that a training with the same key had."""
     # What comes after training may be done again with other settings, in this same run.
-    settings = {key: value for key, value in flow.parameters if key.split(".")[0] in TRAINING_KEYS} | {"cell": cell}
+    settings = flow.training_settings() | {"cell": cell}
     found = tracked_runs.newest(f"tags.`rnnlm.key` = '{key}'")
     if found is not None:
         run_id = str(found.info.run_id)
@@ -186,14 +190,20 @@ class EpochLog:
         self.waiting, self.flushed = [], time.monotonic()
 
 
-def log_metrics(run_id: str, metrics: dict[str, float]) -> None:
-    """Write final figures (one value each, step 0).
+def log_metrics(run_id: str, metrics: dict[str, float], of_model: bool = False) -> None:
+    """Write final figures (one value each, step 0); those `of_model` stand with the model of the run as well.
 
-    What the run says already is not written again, though a stage may have to be done again.
+    What is said already is not written again, though a stage may have to be done again.
     """
     now = int(time.time() * 1000)
-    said = client().get_run(run_id).data.metrics
-    new = [Metric(key, value, now, 0) for key, value in metrics.items() if said.get(key) != value]
+    run = client().get_run(run_id).data
+    model = tracked_models.find_model(run.tags.get("rnnlm.model_uri", "")) if of_model else None
+    model_id = model.model_id if model else None
+    said = dict(run.metrics)
+    if model:
+        shown = {metric.key: metric.value for metric in model.metrics or []}
+        said = {key: value for key, value in said.items() if shown.get(key) == value}
+    new = [Metric(key, value, now, 0, model_id=model_id) for key, value in metrics.items() if said.get(key) != value]
     client().log_batch(run_id, metrics=new)
 
 

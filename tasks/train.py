@@ -89,7 +89,7 @@ def train(
             log.flush()
         trained: Trained = TypeAdapter(Trained).validate_python(result)
         crashpoint("training known")
-        _report(run_id, trained, corpus, vocabulary)
+        _report(run_id, trained, corpus, vocabulary, flow)
     crashpoint("run finished")
     return TrackedTraining(trained, run_id)
 
@@ -111,10 +111,11 @@ def minutes(trained: Trained) -> float:
     return sum(epoch.seconds for epoch in trained.history) / 60
 
 
-def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
+def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary, flow: FlowRun) -> None:
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
     from rnnlm_core.model import load_model
+    from rnnlm_core.model_card import TrainedOn, model_card
     from rnnlm_core.training_plot import PICTURE, plot_training
 
     store = workspace.store()
@@ -140,8 +141,13 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
         picture = Path(temporary) / PICTURE
         plot_training(trained, picture)
         tracking.log_file(run_id, picture)
-    example = opening(load_model(folder), store.open(corpus.handle), "train")
-    address = tracked_models.log_model(run_id, folder, trained.cell, example)
+    saved, settings = load_model(folder), flow.training_settings()
+    example = opening(saved, store.open(corpus.handle), "train")
+    source = TrainedOn(settings.get("corpus.name", ""), flow.corpus, corpus, vocabulary.handle.sha256)
+    address = tracked_models.log_model(
+        run_id, folder, trained.cell, example, settings,
+        lambda address: model_card(saved, trained, source, settings, address),
+    )  # fmt: skip
     crashpoint("model logged")
     tracking.set_tags(
         run_id,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from flows import cli
@@ -467,6 +468,38 @@ def test_a_run_without_model_is_told(rnnlm: Callable[..., Answer], trained: Any)
     assert answer.errors == [
         f"error: this run has no model: {trained.summary['parent_run_id']} (FINISHED): run the training again"
     ]
+
+
+def test_an_exported_model_writes_the_same_text_without_pytorch(
+    rnnlm: Callable[..., Answer], trained: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    path = tmp_path / "model.onnx"
+    answer = rnnlm("export", "--model", "lstm", "--output", path)
+    assert answer.code == 0, answer
+    assert answer.out.startswith(f"{path}: {path.stat().st_size:,} bytes, lstm, ")
+    assert answer.err == ""
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tokens = json.loads(session.get_modelmeta().custom_metadata_map["rnnlm.tokens"])
+    text, state = "the ", {name: np.zeros((1, 1, 8), np.float32) for name in ("h", "c")}
+    fresh = [tokens.index(character) for character in text]
+    for _ in range(20):
+        logits, *after = session.run(None, {"ids": np.array([fresh]), **state})
+        state, fresh = dict(zip(state, after, strict=True)), [int(logits[0, -1].argmax())]
+        text += tokens[fresh[0]]
+    assert rnnlm("generate", "--model", "lstm", "--prefix", "the ", "--length", "20").out == text + "\n"
+
+
+def test_an_export_that_cannot_be_is_one_line_before_the_model_is_read(
+    rnnlm: Callable[..., Answer], bare_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "nowhere" / "model.onnx"
+    refused(rnnlm("export", "--model", "gru", "--output", nowhere), 5, "cannot write the results", str(nowhere))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    asked = rnnlm("export", "--model", "gru", "--output", tmp_path / "model.onnx")
+    refused(asked, 5, "needs a package that is not installed", "pip install 'rnnlm[onnx]'")
+    assert not bare_home.exists()
 
 
 def test_compare_lists_the_cells_of_tracked_runs(rnnlm: Callable[..., Answer], trained: Any) -> None:
