@@ -126,18 +126,23 @@ def prefix_tokens(saved: SavedModel, prefix: str, unknown: str, warn: Warn = lam
             repr(prefix),
             "give other text",
         )
+    check_known(saved, tokens, unknown, warn, "prefix")
+    return tokens
+
+
+def check_known(saved: SavedModel, tokens: list[str], unknown: str, warn: Warn, what: str) -> None:
+    """Warn of tokens outside the vocabulary, or raise `DataError` if `unknown` is `error`; `what` they are part of."""
     strange = list(dict.fromkeys(token for token in tokens if token not in saved.vocabulary))
     if strange:
         kind = saved.tokenizer.noun
         shown = ", ".join(repr(token) for token in strange)
         if unknown == "error":
             raise DataError(
-                f"prefix has {kind} outside the vocabulary",
+                f"{what} has {kind} outside the vocabulary",
                 shown,
                 "leave them out, or use `--unknown map` to read them as <unk>",
             )
-        warn(f"prefix has {kind} outside the vocabulary, read as <unk>: {shown}")
-    return tokens
+        warn(f"{what} has {kind} outside the vocabulary, read as <unk>: {shown}")
 
 
 def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:

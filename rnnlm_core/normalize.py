@@ -82,12 +82,17 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
             text = held + text
             # A CR at the end of what was read may be half of a CR LF.
             held = "\r" if raw and text.endswith("\r") else ""
-            rest += text.removesuffix(held).replace("\r\n", "\n").replace("\r", "\n")
+            rest += unix_line_ends(text.removesuffix(held))
             while cut := _block_end(rest, block_bytes, last=not raw):
                 yield rest[:cut]
                 rest = rest[cut:]
             if not raw:
                 return
+
+
+def unix_line_ends(text: str) -> str:
+    """Return a text whose lines end in LF: CR LF and CR are line ends as well."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _block_end(text: str, size: int, last: bool) -> int:
