@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import generate, known, run, tracked, upkeep
+from flows.commands import generate, known, run, serve, tracked, upkeep
 from rnnlm_core.errors import ResourceError, RnnlmError, one_line, suggestion
 
 INTERRUPTED = 130
@@ -29,6 +29,7 @@ for command in (
     run.run,
     run.smoke,
     generate.generate,
+    serve.serve,
     tracked.compare,
     tracked.results,
     upkeep.verify,
