@@ -33,7 +33,10 @@ def serve(
     max_seconds: Annotated[float, typer.Option(help="Longest time of a request.", min=0.1, max=86_400)] = 30.0,
     max_waiting: Annotated[int, typer.Option(help="Most requests in line; others are told to come back.", min=0)] = 256,
     threads: Annotated[
-        int | None, typer.Option(help="Requests that are worked on at once.", show_default="processors", min=1, max=256)
+        int | None,
+        typer.Option(
+            help="Requests that are worked on at once.", show_default="one per processor or model", min=1, max=256
+        ),
     ] = None,
 ) -> None:
     """Serve models over HTTP, with a page to try a prompt; Ctrl-C ends it."""
@@ -46,12 +49,13 @@ def serve(
     references = model or []
     if twice := {name for name in references if references.count(name) > 1}:
         raise UsageError("`--model` must name each model once", ", ".join(sorted(twice)), "leave the others out")
-    limits = Limits(
-        length=max_length, beam=max_beam, body=max_body, seconds=max_seconds, waiting=max_waiting,
-        workers=threads or workspace.cpu_slots(),
-    )  # fmt: skip
     with listen(host, port) as listener:
         models = _load(references)
+        # The page asks all models at once, and each is to be seen writing.
+        workers = threads or max(workspace.cpu_slots(), len(models))
+        limits = Limits(
+            length=max_length, beam=max_beam, body=max_body, seconds=max_seconds, waiting=max_waiting, workers=workers
+        )
 
         def on_start() -> None:
             advice = ": keep it on this machine" if is_loopback(listener) else ""

@@ -8,20 +8,16 @@ from rnnlm_core.errors import DataError, RnnlmError, UsageError, one_line
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one request may ask for, and how many may ask at once."""
+    """How much a request may ask for: tokens added (`length`), continuations in beam search (`beam`), bytes of its
+    `body`, `seconds` from its arrival to the end of its answer; how many may wait (`waiting`), and how many are worked
+    on at once (`workers`)."""
 
     length: int = 2000
-    """Tokens that are added to a prefix."""
     beam: int = 16
-    """Continuations that beam search keeps side by side."""
     body: int = 64 * 1024
-    """Bytes of a request's body."""
     seconds: float = 30.0
-    """From the arrival of a request to the end of its answer."""
     waiting: int = 256
-    """Requests in line for a thread; what comes on top is refused."""
     workers: int = 2
-    """Threads that write and score; each request has one from its first token to its last."""
 
 
 class Refused(RnnlmError):  # noqa: N818 - named as what has happened, like `Stopped`

@@ -14,27 +14,24 @@ from tasks.tracked_runs import TrackedRun
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What is known of a served model; figures that its run does not have are null."""
+    """What is known of a served model: the `name` that requests use, the MLflow run of its training, its figures (those
+    that the run does not have are null; bits per character on the evaluated split), and its shape."""
 
     name: str
-    """What requests call it: the reference it was loaded by."""
     cell: str
     corpus: str | None
     preset: str | None
     run_id: str | None
-    """The MLflow run of its training."""
     train_perplexity: float | None
     valid_perplexity: float | None
     test_perplexity: float | None
     bits_per_char: float | None
-    """On the evaluated split."""
     parameters: int
     hidden_size: int
     num_layers: int
     embedding_size: int
     implementation: str
     level: str
-    """What a token is: char, word, byte or bpe."""
     eos: str
     normalizer: str
     vocabulary_size: int

@@ -9,10 +9,9 @@ function element(name, text = "", ...inside) {
 }
 
 /** Put text on the page in which `backticks` mark code. */
-function prose(text) {
-  return text.split("\n\n").map((paragraph) => element("p", "", ...paragraph.split("`").map((part, i) =>
-    (i % 2 ? element("code", part) : part))));
-}
+const prose = (text) => text.split("\n\n").map((paragraph) => element("p", "", ...sentence(paragraph)));
+
+const sentence = (text) => text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
 
 function table(caption, heads, rows) {
   const made = element("table", "", element("caption", caption),
@@ -51,21 +50,31 @@ function rulesOf(schema, required) {
   return rules.join(", ");
 }
 
-function fieldsTable(api, caption, schema) {
-  const rows = Object.entries(schema.properties ?? {}).map(([name, field]) => [
-    [element("code", name)], typeOf(api, field), rulesOf(field, schema.required?.includes(name)), field.description ?? ""]);
-  return table(caption, ["field", "type", "rules", "meaning"], rows);
+function requestTable(api, schema) {
+  return table("Request (JSON)", ["field", "type", "rules", "meaning"], Object.entries(schema.properties).map(
+    ([name, field]) => [[element("code", name)], typeOf(api, field), rulesOf(field, schema.required?.includes(name)),
+      sentence(field.description ?? "")]));
 }
+
+function answerTable(api, caption, schema) {
+  return table(caption, ["field", "type"], Object.entries(schema.properties ?? {}).map(
+    ([name, field]) => [[element("code", name)], typeOf(api, field)]));
+}
+
+const shown = new Set();
 
 function operation(api, method, address, about) {
   const made = element("section", "", element("h2", "", element("code", `${method.toUpperCase()} ${address}`)));
   made.append(...prose(about.summary ?? ""));
   const asked = about.requestBody?.content?.["application/json"]?.schema;
-  if (asked) made.append(fieldsTable(api, "Request (JSON)", named(api, asked)));
+  if (asked) made.append(requestTable(api, asked));
   const answered = about.responses["200"].content?.["application/json"]?.schema;
-  if (answered) made.append(fieldsTable(api, "Answer (JSON)", named(api, answered)));
+  if (answered) {
+    shown.add(typeOf(api, answered));
+    made.append(...prose(named(api, answered).description ?? ""), answerTable(api, "Answer (JSON)", named(api, answered)));
+  }
   const others = Object.entries(about.responses).filter(([status]) => status !== "200");
-  if (others.length) made.append(table("Errors", ["status", "meaning"], others.map(([status, one]) => [status, one.description])));
+  if (others.length) made.append(table("Errors", ["status", "meaning"], others.map(([status, one]) => [status, sentence(one.description)])));
   return made;
 }
 
@@ -78,8 +87,8 @@ async function show() {
       for (const [method, about] of Object.entries(methods)) place.append(operation(api, method, address, about));
     }
     for (const [name, schema] of Object.entries(api.components?.schemas ?? {})) {
-      place.append(element("section", "", element("h2", name), ...prose(schema.description ?? ""),
-        fieldsTable(api, "", schema)));
+      if (shown.has(name)) continue;
+      place.append(element("section", "", element("h2", name), ...prose(schema.description ?? ""), answerTable(api, "", schema)));
     }
   } catch {
     place.append(element("p", "the description is not there: is the server still running?"));

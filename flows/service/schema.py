@@ -44,14 +44,12 @@ _LIMITS = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maxim
 
 @dataclass(frozen=True)
 class Health:
-    """The service is there."""
+    """The service is there: `working` requests have a thread, `waiting` ones wait for one."""
 
     status: Literal["ok"]
     models: list[str]
     working: int
-    """Requests that have a thread."""
     waiting: int
-    """Requests that wait for one."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,11 @@ class Models:
 
 @dataclass(frozen=True)
 class Text:
-    """A continued text and the settings it was drawn with."""
+    """A continued text, the `prefix` as the model reads it included, and the settings it was drawn with."""
 
     model: str
     prefix: str
-    """As the model reads it."""
     text: str
-    """Prefix and continuation."""
     warnings: list[str]
     length: int
     temperature: float
@@ -86,14 +82,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Score:
-    """A text as the model read it, and how well the model foresaw all of its tokens but the first."""
+    """A text as the model read it, and how well the model foresaw all of its `num_tokens` but the first: `loss` in
+    nats per predicted token, `perplexity` its exp; what is infinite is null."""
 
     text: str
     num_tokens: int
     loss: float
-    """Nats per predicted token."""
     perplexity: float | None
-    """Null where it is infinite."""
     bits_per_char: float | None
 
 

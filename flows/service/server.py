@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import socket
 import threading
@@ -13,6 +14,8 @@ from fastapi import FastAPI
 
 from rnnlm_core.errors import ResourceError, UsageError
 
+IDLE_SECONDS = 30
+"""How long a connection is kept on which nothing is asked."""
 STOPPING_SECONDS = 5
 """How long answers may take to end once the server is asked to stop: they end at the next token."""
 
@@ -29,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
         remedy = "give an address of this machine"
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             remedy = "choose another port: `--port 0` takes one that is free"
-        raise ResourceError("cannot listen", f"{host}:{port} ({error.strerror})", remedy) from error
+        raise ResourceError("cannot listen", f"{host}:{port} ({os.strerror(error.errno or 0)})", remedy) from error
 
 
 def address_of(listener: socket.socket) -> str:
@@ -51,7 +54,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http="h11", ws="none", lifespan="on", log_config=None, log_level="error", access_log=False,
-                server_header=False, proxy_headers=False, timeout_graceful_shutdown=STOPPING_SECONDS,
+                server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=STOPPING_SECONDS,
             )
         )  # fmt: skip
         self.app, self.on_start = app, on_start
