@@ -5,6 +5,7 @@ exp of the mean negative log-likelihood over the whole stream, the state carried
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +61,11 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     )
 
 
-def stream_loss(model: LanguageModel, ids: Tensor) -> float:
+def stream_loss(model: LanguageModel, ids: Tensor, check: Callable[[], None] = lambda: None) -> float:
     """Return the negative log-likelihood, in nats, of tokens 1..n-1 of a stream given all that came before.
 
-    Dropout is off; the model is left in the mode it was in.
+    Dropout is off; the model is left in the mode it was in. `check` is called before each chunk; what it raises ends
+    the work.
     """
     training = model.training
     model.eval()
@@ -72,6 +74,7 @@ def stream_loss(model: LanguageModel, ids: Tensor) -> float:
             state = model.initial_state(1)
             total = torch.zeros((), dtype=torch.float64, device=ids.device)
             for start in range(0, len(ids) - 1, CHUNK):
+                check()
                 part = ids[start : start + CHUNK + 1]
                 logits, state = model(part[None, :-1], state)
                 losses = F.cross_entropy(logits[0], part[1:].long(), reduction="none")

@@ -21,7 +21,11 @@ from rnnlm_core.normalize import normalizer
 from rnnlm_core.store import Handle, Store
 
 DEFAULT_PREFIX_TOKENS = 8
+WARM_UP_TOKENS = 256
+"""Tokens of a prefix per forward pass: the logits of a long one, all at once, would fill the memory."""
 Warn = Callable[[str], None]
+Check = Callable[[], None]
+"""Called before every step of the work; what it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,31 @@ def at_temperatures(
     return tuple(_continue(saved, [tokens] * len(rows), replace(config, beam=1), rows))
 
 
-def stream_text(saved: SavedModel, prefix: str, config: GenerateConfig, warn: Warn = lambda _: None) -> Iterator[str]:
+def stream_text(
+    saved: SavedModel,
+    prefix: str,
+    config: GenerateConfig,
+    warn: Warn = lambda _: None,
+    check: Check = lambda: None,
+) -> Iterator[str]:
     """Give the text of `continue_text` piece by piece, as soon as it is certain: first the prefix.
 
     Beam search knows nothing for certain before its end, so it gives the continuation at once. Raises what
-    `continue_text` raises, before the first piece.
+    `continue_text` raises, before the first piece, and what `check` raises, at any step.
     """
     tokens = prefix_tokens(saved, prefix, config.unknown, warn)
     _stop_ids(saved, config)
-    if config.beam > 1:
-        drawn = iter(_beam_search(saved, saved.vocabulary[tokens], config))
-    else:
-        drawn = (row[0] for row in _drawn(saved, [saved.vocabulary[tokens]], config) if row[0] is not None)
+    ids = saved.vocabulary[tokens]
+
+    def drawn() -> Iterator[int]:
+        if config.beam > 1:
+            yield from _beam_search(saved, ids, config, check)
+        else:
+            yield from (row[0] for row in _drawn(saved, [ids], config, check=check) if row[0] is not None)
 
     def all_tokens() -> Iterator[str]:
         yield from tokens
-        for token in drawn:
+        for token in drawn():
             yield saved.vocabulary.to_tokens(token)
 
     return saved.tokenizer.pieces(all_tokens())
@@ -174,12 +187,16 @@ def _stop_ids(saved: SavedModel, config: GenerateConfig) -> set[int]:
 
 
 def _drawn(
-    saved: SavedModel, ids: Sequence[list[int]], config: GenerateConfig, rows: Sequence[GenerateConfig] = ()
+    saved: SavedModel,
+    ids: Sequence[list[int]],
+    config: GenerateConfig,
+    rows: Sequence[GenerateConfig] = (),
+    check: Check = lambda: None,
 ) -> Iterator[list[int | None]]:
     """Yield what each row adds, step by step, until `config.length`; None for a row that has met a stop token."""
     stops = _stop_ids(saved, config)
     ended = [False] * len(ids)
-    for step in islice(continue_ids(saved.model, ids, config, rows), config.length):
+    for step in islice(continue_ids(saved.model, ids, config, rows, check), config.length):
         ended = [over or token in stops for over, token in zip(ended, step, strict=True)]
         if all(ended):
             return
@@ -187,7 +204,11 @@ def _drawn(
 
 
 def continue_ids(
-    model: LanguageModel, prefixes: Sequence[list[int]], config: GenerateConfig, rows: Sequence[GenerateConfig] = ()
+    model: LanguageModel,
+    prefixes: Sequence[list[int]],
+    config: GenerateConfig,
+    rows: Sequence[GenerateConfig] = (),
+    check: Check = lambda: None,
 ) -> Iterator[list[int]]:
     """Yield one id per prefix, for ever: each state is warmed up on its prefix, then each id is fed back.
 
@@ -199,8 +220,9 @@ def continue_ids(
     generators = [torch.Generator().manual_seed(one.seed) for one in rows]
     seen = [set(ids) for ids in prefixes]
     with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
-        logits, state = _warm_up(model, prefixes)
+        logits, state = _warm_up(model, prefixes, check)
     while True:
+        check()
         with torch.inference_mode():
             chosen = []
             for row, one, generator, before in zip(logits, rows, generators, seen, strict=True):
@@ -212,13 +234,22 @@ def continue_ids(
             logits = now[:, -1]
 
 
-def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]]) -> tuple[Tensor, list[State]]:
+def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) -> tuple[Tensor, list[State]]:
     """Return the logits after each prefix and the states, stacked: prefixes may differ in length."""
-    device = model.output.weight.device
-    rows = [model(torch.tensor([ids], device=device), model.initial_state(1)) for ids in prefixes]
-    logits = torch.cat([row[0][:, -1] for row in rows])
+    rows = [_read_prefix(model, ids, check) for ids in prefixes]
+    logits = torch.cat([row[0] for row in rows])
     layers = zip(*(row[1] for row in rows), strict=True)
     return logits, [tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in layers]
+
+
+def _read_prefix(model: LanguageModel, ids: list[int], check: Check) -> tuple[Tensor, list[State]]:
+    """Return the logits after one prefix, of shape (1, vocabulary), and the state."""
+    state = model.initial_state(1)
+    for start in range(0, len(ids), WARM_UP_TOKENS):
+        check()
+        part = torch.tensor([ids[start : start + WARM_UP_TOKENS]], device=model.output.weight.device)
+        logits, state = model(part, state)
+    return logits[:, -1], state
 
 
 def _penalized(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
@@ -262,7 +293,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int = 0, top_p: flo
     return kept / kept.sum()
 
 
-def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig) -> list[int]:
+def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig, check: Check = lambda: None) -> list[int]:
     """Return the best continuation of one prefix.
 
     Of all one-token extensions of `beam` continuations the likeliest `beam` are kept; what meets a stop token is
@@ -273,9 +304,10 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig) -> l
     ended: list[tuple[float, list[int]]] = []
     added: list[list[int]] = [[]]
     with torch.inference_mode():
-        logits, state = _warm_up(model, [ids])
+        logits, state = _warm_up(model, [ids], check)
         scores = torch.zeros(1, dtype=torch.float64)
         for length in range(1, config.length + 1):
+            check()
             rows = [
                 _penalized(row, {*ids, *new}, config.repetition_penalty) for row, new in zip(logits, added, strict=True)
             ]

@@ -15,7 +15,7 @@ import torch
 from rnnlm_core.config import GenerateConfig, unicode_mistake
 from rnnlm_core.errors import UsageError, unknown_name
 from rnnlm_core.evaluate import perplexity, stream_loss
-from rnnlm_core.generate import Warn, check_known
+from rnnlm_core.generate import Check, Warn, check_known
 from rnnlm_core.levels import Tokenizer
 from rnnlm_core.model import SavedModel
 from rnnlm_core.normalize import normalizer, unix_line_ends
@@ -39,7 +39,11 @@ class Scored:
 
 
 def score_texts(
-    saved: SavedModel, texts: Sequence[str], unknown: str = "error", warn: Warn = lambda _: None
+    saved: SavedModel,
+    texts: Sequence[str],
+    unknown: str = "error",
+    warn: Warn = lambda _: None,
+    check: Check = lambda: None,
 ) -> tuple[Scored, ...]:
     """Return the score of each text by itself.
 
@@ -50,6 +54,7 @@ def score_texts(
         texts: of any length.
         unknown: tokens outside the vocabulary are `error`, or `map`: read as `<unk>`.
         warn: is told of what was read as `<unk>`.
+        check: is called again and again; what it raises ends the work.
 
     Raises:
         UsageError: a text is no Unicode, or `unknown` is none of the two.
@@ -58,7 +63,7 @@ def score_texts(
     policies = get_args(get_type_hints(GenerateConfig)["unknown"])
     if unknown not in policies:
         raise unknown_name("policy for tokens outside the vocabulary", unknown, list(policies))
-    return tuple(_score(saved, text_tokens(saved, text, unknown, warn)) for text in texts)
+    return tuple(_score(saved, text_tokens(saved, text, unknown, warn), check) for text in texts)
 
 
 def text_tokens(saved: SavedModel, text: str, unknown: str, warn: Warn = lambda _: None) -> list[str]:
@@ -77,9 +82,9 @@ def text_tokens(saved: SavedModel, text: str, unknown: str, warn: Warn = lambda 
     return tokens
 
 
-def _score(saved: SavedModel, tokens: list[str]) -> Scored:
+def _score(saved: SavedModel, tokens: list[str], check: Check) -> Scored:
     ids = torch.tensor(saved.vocabulary[tokens], device=saved.model.output.weight.device)
-    nats = stream_loss(saved.model, ids)
+    nats = stream_loss(saved.model, ids, check)
     loss = nats / (len(ids) - 1)
     chars = _predicted_chars(saved.tokenizer, tokens)
     bits_per_char = nats / math.log(2) / chars if chars else math.inf

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from rnnlm_core.config import CELLS
 from rnnlm_core.errors import DataError
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
@@ -76,6 +77,25 @@ def find_model_run(reference: str) -> TrackedRun:
         raise DataError(
             "no such model", reference, "give a cell of the last run (rnn, gru, lstm), a run id, or models:/NAME@ALIAS"
         ) from error
+
+
+def last_trained_cells() -> list[TrackedRun]:
+    """Return the cell runs of the newest run that has trained any: those that are there and have a model."""
+    if has_database():
+        query = "tags.`rnnlm.kind` = 'pipeline'"
+        order = ["attributes.start_time DESC"]
+        for parent in client().search_runs([experiment_id()], query, max_results=100, order_by=order):
+            names = [parent.data.tags.get(f"rnnlm.child.{cell}", "") for cell in CELLS]
+            runs = [tracked(client().get_run(name)) for name in names if name and run_exists(name)]
+            if trained := [run for run in runs if run.tags.get("rnnlm.model_sha256")]:
+                return trained
+    raise DataError("no trained model", "", "train one first with `rnnlm run`")
+
+
+def run_of_model(sha256: str) -> TrackedRun | None:
+    """Return the newest run that trained the model with this digest, None if it was trained elsewhere."""
+    found = newest(f"tags.`rnnlm.kind` = 'cell' AND tags.`rnnlm.model_sha256` = '{_quoted(sha256)}'")
+    return tracked(found) if found is not None else None
 
 
 def curve(run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ from rnnlm_core.errors import DataError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from rnnlm_core.model import SavedModel
+    from tasks.tracked_runs import TrackedRun
 
 
 def generate(
@@ -72,6 +73,11 @@ def generate(
 
 def load(reference: str) -> "SavedModel":
     """Return the model a reference names: from the store, or from MLflow's copy of it."""
+    return load_tracked(reference)[0]
+
+
+def load_tracked(reference: str) -> "tuple[SavedModel, TrackedRun | None]":
+    """Return the model a reference names, and the run that trained it if that is tracked here."""
     from tasks import workspace
 
     workspace.prepare_environment()
@@ -80,7 +86,8 @@ def load(reference: str) -> "SavedModel":
     from tasks import tracked_models, tracked_runs
 
     if reference.startswith("models:/"):
-        return load_model(tracked_models.model_files(reference))
+        folder = tracked_models.model_files(reference)
+        return load_model(folder), tracked_runs.run_of_model(folder.name)
     found = tracked_runs.find_model_run(reference)
     digest = found.tags.get("rnnlm.model_sha256", "")
     if not digest:
@@ -89,9 +96,9 @@ def load(reference: str) -> "SavedModel":
     place = workspace.store().path(handle)
     fault = workspace.store().fault(handle)
     if not fault:
-        return load_model(place)
+        return load_model(place), found
     if "rnnlm.model_uri" not in found.tags:
         raise IntegrityError(f"the model {fault}, and MLflow has no copy", place, "run the training again")
     if fault != "is missing":  # that is no damage: artifacts may be removed
         warn(f"the model {fault}, MLflow's copy is read instead: {place}")
-    return load_model(tracked_models.model_files(found.tags["rnnlm.model_uri"]))
+    return load_model(tracked_models.model_files(found.tags["rnnlm.model_uri"])), found

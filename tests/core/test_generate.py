@@ -509,3 +509,33 @@ def test_a_stop_among_bytes_is_text_and_not_the_name_of_a_byte() -> None:
 @pytest.mark.parametrize("temperature", [1e-308, 5e-324])
 def test_the_smallest_temperature_is_nearly_greedy(temperature: float) -> None:
     assert probabilities(torch.tensor([1.0, 3.0, 2.0]), temperature).tolist() == [0, 1, 0]
+
+
+# Ending a work from outside
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_what_a_check_raises_ends_the_work_at_its_step(beam: int, step: int) -> None:
+    saved, checks = saved_model(), 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks == step:
+            raise TimeoutError(step)
+
+    with pytest.raises(TimeoutError):
+        list(stream_text(saved, "abba", GenerateConfig(length=20, beam=beam), check=check))
+    assert checks == step
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_long_prefix_is_read_in_parts_as_if_it_were_at_once(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, config = saved_model(cell=cell), GenerateConfig(length=20)
+    prefix = "abba cab " * 5
+    whole = continue_text(saved, prefix, config)
+    monkeypatch.setattr(generate_module, "WARM_UP_TOKENS", 4)
+    checks: list[None] = []
+    assert "".join(stream_text(saved, prefix, config, check=lambda: checks.append(None))) == whole.text
+    assert len(checks) == -(-len(prefix) // 4) + 20  # one per part, one per token
