@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.train import Trained
 
@@ -108,5 +109,5 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(loc="upper right", frameon=False, ncols=max(1, len(trained)))
-    figure.savefig(path, metadata={"Software": None})
+    figure.legend(loc="outside upper center", frameon=False, ncols=max(1, len(trained)))  # over no curve
+    save_picture(figure, path)
