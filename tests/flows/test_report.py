@@ -189,7 +189,7 @@ def test_what_comes_from_outside_is_text() -> None:
 def test_a_name_of_a_file_has_nothing_a_path_or_a_shell_would_trip_over() -> None:
     run = FlowRun("0123456789abcdef", "smoke", f"../../{HOSTILE}/歌詞 1.txt", (), "")
     name = a_report(run=run).file_name
-    assert name == "smoke-script-alert-1-script-img-src-http-evil-20260102T030405Z-01234567.html"
+    assert name == "smoke-script-alert-1-script-img-src-http-20260102T030405Z-01234567.html"
     assert a_report(run=replace(run, corpus="歌詞 1.txt")).file_name.startswith("smoke-歌詞-1.txt-")
     assert a_report(run=replace(run, corpus="..")).file_name.startswith("smoke-text-")
 
