@@ -39,7 +39,7 @@ class Watched:
     def __post_init__(self) -> None:
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
-        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname or ""))
+        self.page.on("request", lambda request: self.hosts.update(filter(None, [urlsplit(request.url).hostname])))
 
     def _hear(self, message: ConsoleMessage) -> None:
         text, address = NO_LOGIN

@@ -26,6 +26,7 @@ from playwright.sync_api import Browser, expect  # noqa: E402
 
 CELLS = ("rnn", "gru", "lstm")
 EPOCHS = 5
+DRAWN = "images => images.map(one => one.complete && one.naturalWidth > 100)"
 SMALL = [
     "run", "--preset", "smoke", "--set", "model.hidden_size=16", "--set", "corpus.max_tokens=20000",
     "--set", f"train.epochs={EPOCHS}", "--set", "train.device=cpu",
@@ -141,15 +142,14 @@ def test_the_report_opens_from_the_disk_without_a_network(
         assert page.locator("#samples .sample h4").all_inner_texts() == list(CELLS)
         texts = page.locator("#samples .sample p").all_text_contents()
         assert texts == [figures["samples"][0] for figures in trained.summary["cells"].values()]
-        drawn = page.locator("img").evaluate_all("images => images.map(one => one.complete && one.naturalWidth > 100)")
-        assert drawn == [True, True]
+        assert page.locator("img").evaluate_all(DRAWN) == [True, True]
         page.get_by_text("The same as figures").click()
         assert page.locator("#epochs tbody tr").count() == EPOCHS
         assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
         assert dark == (scheme == "dark")
         assert watched.complaints == []
-        assert watched.hosts == {""}
+        assert watched.hosts == set()
 
 
 def test_mlflow_shows_the_report(trained: Trained, browser: Browser, mlflow: str) -> None:
@@ -159,6 +159,8 @@ def test_mlflow_shows_the_report(trained: Trained, browser: Browser, mlflow: str
         page.goto(f"{mlflow}/#/experiments/{trained.experiment_id}/runs/{run_id}/artifacts/report.html")
         shown = page.frame_locator("iframe").locator("#outcome")
         expect(shown).to_contain_text("Best cell")
+        assert page.frame_locator("iframe").locator("img").evaluate_all(DRAWN) == [True, True]
+        assert watched.complaints == []
         assert watched.hosts == {"127.0.0.1"}
 
 
