@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run test test-all faults check results ui
+.PHONY: install run test test-all faults check results ui browser screenshots
 
 install: $(STAMP)
 
@@ -30,6 +30,19 @@ check: $(STAMP)
 
 faults: $(STAMP)  ## kill, damage, fill and lock, hundreds of times; two hours and more
 	RNNLM_KILLS=50 RNNLM_SEEDS=200 RNNLM_COMMANDS=10 RNNLM_EXAMPLES=500 $(BIN)/python -m pytest tests/faults -s
+
+BROWSER := .venv/.browser
+
+$(BROWSER): $(STAMP)
+	@command -v chromium >/dev/null || { echo "no Chromium here: apt-get install chromium (Debian, as root)" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	@touch $@
+
+browser: $(BROWSER)  ## MLflow's comparison, the report and the page of `rnnlm serve`, tried in a real browser
+	$(BIN)/python -m pytest tests/e2e/test_browser.py
+
+screenshots: $(BROWSER)  ## the pictures of the README, of the newest run
+	PYTHONPATH=tests/faults:tests/e2e $(BIN)/python tests/e2e/screenshots.py docs/images
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md

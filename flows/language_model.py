@@ -90,7 +90,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
     described = statistics.submit(tokens)
     words = vocabulary.submit(tokens, shares, cut)
     ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
-    ledger = Ledger(run)
+    ledger = Ledger(run, source)
     for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
         ledger.take(stage, future)
     ledger.note_corpus(ids.result(), words.result())

@@ -9,8 +9,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.comparison import CellFigures, markdown_table
+from flows.report import publish
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
 from rnnlm_core.corpus import Corpus
+from rnnlm_core.download import Source
 from rnnlm_core.errors import PartialError
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
@@ -74,6 +76,8 @@ class RunSummary:
     parent_run_id: str
     seconds: float
     tasks: dict[str, int]
+    report: str
+    """The path of the report."""
     model: RegisteredCell | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -84,10 +88,12 @@ class RunSummary:
 class Ledger:
     """Waits for stages in order, tells who listens, and counts what was executed and what was found cached."""
 
-    def __init__(self, run: FlowRun) -> None:
-        self.run = run
+    def __init__(self, run: FlowRun, source: Source) -> None:
+        self.run, self.source = run, source
         self.started = time.monotonic()
         self.counts = {"executed": 0, "cached": 0}
+        self.results: dict[tuple[str, str], Any] = {}
+        self.outcomes: dict[tuple[str, str], str] = {}
         self.cells: dict[str, tuple[TrackedTraining, Samples, bool]] = {}
         self.failures: dict[str, Exception] = {}
 
@@ -96,25 +102,27 @@ class Ledger:
         result = future.result()
         cached = future.state.name == "Cached"
         self.counts["cached" if cached else "executed"] += 1
-        progress.publish(News(stage, cell, done="cached" if cached else "done"))
+        self.results[stage, cell], self.outcomes[stage, cell] = result, "cached" if cached else "done"
+        progress.publish(News(stage, cell, done=self.outcomes[stage, cell]))
         return result
 
     def take_cells(self, cells: Mapping[str, CellStages]) -> None:
         """Wait for the stages of all cells, whichever is first; the failure of one is kept, the others go on."""
         names = {getattr(stages, stage): (stage, cell) for cell, stages in cells.items() for stage in CELL_STAGES}
-        results: dict[tuple[str, str], Any] = {}
         for future in as_completed(list(names)):
             stage, cell = names[future]
             try:
-                results[stage, cell] = self.take(stage, future, cell)
+                self.take(stage, future, cell)
             except Exception as error:  # noqa: BLE001 - kept, and raised at the end
                 # What waited for a failed stage fails as well: the first failure is the reason.
-                if self.failures.setdefault(cell, error) is error:
+                first = self.failures.setdefault(cell, error) is error
+                self.outcomes[stage, cell] = "failed" if first else "not reached"
+                if first:
                     progress.warn(stage, f"failed: {error}", cell)
         for cell, stages in cells.items():
             if cell not in self.failures:
                 cached = stages.train.state.name == "Cached"
-                self.cells[cell] = (results["train", cell], results["generate", cell], cached)
+                self.cells[cell] = (self.results["train", cell], self.results["generate", cell], cached)
 
     def note_corpus(self, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
         """Note on the parent run which corpus is read, before its cells note it too: MLflow takes a new one once."""
@@ -162,15 +170,17 @@ class Ledger:
         result_tags = {"rnnlm.best_cell": compared.best_cell, "rnnlm.device": ", ".join(devices)}
         tracking.set_tags(self.run.parent_run_id, result_tags)
         create_markdown_artifact(key="comparison", markdown=table, description=f"{self.run.preset} · {self.run.corpus}")
+        seconds = time.monotonic() - self.started
         summary = RunSummary(
             preset=self.run.preset,
             corpus=self.run.corpus,
             cells=cells,
             best_cell=compared.best_cell,
             parent_run_id=self.run.parent_run_id,
-            seconds=time.monotonic() - self.started,
+            seconds=seconds,
             tasks=dict(self.counts),
             model=RegisteredCell(best.name, best.number, best.champion, best.reason),
+            report=str(publish(self, compared, seconds)),
         )
         if self.failures:
             raise PartlyDoneError(summary, self._reasons())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.train import Trained
 
@@ -89,7 +90,8 @@ def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     draw_perplexity(trained, figure.add_subplot())
-    figure.savefig(path, metadata={"Software": None})
+    figure.legend(loc="outside upper center", frameon=False, ncols=max(1, len(trained)))  # over no curve
+    save_picture(figure, path)
 
 
 def draw_perplexity(trained: Sequence[Trained], axes: Any) -> None:
@@ -120,4 +122,3 @@ def draw_perplexity(trained: Sequence[Trained], axes: Any) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(loc="upper right", frameon=False, ncols=max(1, len(trained)))

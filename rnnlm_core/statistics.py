@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import Tokens, token_batches, token_tokenizer
 
@@ -134,7 +135,7 @@ def plot_zipf(counts: dict[int, np.ndarray], grams: Sequence[Grams], noun: str, 
     axes.set_ylabel("count")
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    save_picture(figure, path)
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -108,6 +108,14 @@ def is_abandoned(path: Path) -> bool:
     return True
 
 
+def sweep_files(folder: Path) -> list[Path]:
+    """Remove what `write_atomically` left under a folder when its process was killed; return what was removed."""
+    left = [path for path in folder.glob(f"**/.*{UNFINISHED}") if is_abandoned(path)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
 def folder_fault(folder: Path, sha256: str = "") -> str:
     """Return what is wrong with a folder that was published, in a few words, or "" if it is whole.
 
@@ -193,14 +201,10 @@ class Store:
 
     def sweep(self) -> list[Path]:
         """Remove the drafts and temporary files of processes that are gone; return what was removed."""
-        left = [path for name in (f"*/{DRAFT}*", f"**/.*{UNFINISHED}") for path in self.root.glob(name)]
-        removed = [path for path in left if is_abandoned(path)]
-        for path in removed:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        return removed
+        drafts = [path for path in self.root.glob(f"*/{DRAFT}*") if is_abandoned(path)]
+        for path in drafts:
+            shutil.rmtree(path, ignore_errors=True)
+        return drafts + sweep_files(self.root)
 
     @contextmanager
     def draft(self, kind: str) -> Iterator["Draft"]:

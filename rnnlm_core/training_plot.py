@@ -22,6 +22,7 @@ def plot_training(trained: Trained, path: Path) -> None:
     draw_perplexity([trained], above)
     above.axvline(trained.best_epoch, color="0.6", linewidth=1, zorder=0)
     above.set_xlabel("")
+    above.legend(loc="upper right", frameon=False)
     below.plot(epochs, [epoch.gradient_norm for epoch in trained.history], color=colour, label="gradient norm")
     below.set(xlabel="epoch", ylabel="gradient norm (mean)")
     below.grid(alpha=0.25)

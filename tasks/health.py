@@ -22,7 +22,7 @@ from prefect.states import Crashed
 
 from rnnlm_core.checkpoint import Checkpoints, pending, unlisted
 from rnnlm_core.errors import IntegrityError
-from rnnlm_core.store import Handle, Store, folder_fault, write_atomically
+from rnnlm_core.store import Handle, Store, folder_fault, sweep_files, write_atomically
 from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
     caching,
     compare,
@@ -89,7 +89,7 @@ def repair() -> Iterator[str]:
 def tidy() -> Iterator[str]:
     """Do the part of `repair` that takes little time: what every flow does when it starts."""
     store = workspace.store()
-    for path in [*store.sweep(), *tracking_database.sweep_drafts()]:
+    for path in [*store.sweep(), *sweep_files(workspace.reports()), *tracking_database.sweep_drafts()]:
         yield f"removed what a process that is gone left unfinished: {path}"
     clear_checkpoints()
     dead = tracking.close_dead_runs()

@@ -38,6 +38,11 @@ def store() -> Store:
     return Store(artifacts() / "store")
 
 
+def reports() -> Path:
+    """Return the folder of the runs' reports."""
+    return artifacts() / "reports"
+
+
 def tracking_uri() -> str:
     """Return the address of the MLflow store: `MLFLOW_TRACKING_URI`, or `mlflow.db` at home."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")

@@ -97,5 +97,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
         typer.echo(f"{done} stages done, {found} cached, {summary['seconds']:.0f} s of work\n")
     else:
         typer.echo(f"nothing to do: all {found} stages are cached\n")
+    typer.echo(f"read the report:            {summary['report']}")
     for line in ui_commands(workspace.tracking_uri()):
         typer.echo(line)

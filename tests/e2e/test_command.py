@@ -77,6 +77,8 @@ def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any]
     assert "starting Prefect's own server" in first["stderr"].splitlines()[0]
     assert "train rnn      epoch 2/2" in first["stderr"]
     assert "9 stages done, 0 cached" in first["stdout"]
+    assert f"\nread the report:            {first['report']}\n" in first["stdout"]
+    assert Path(first["report"]).parent == home / "artifacts" / "reports"
     assert (home / "mlflow.db").exists()
     assert list(processes_of(home)) == []
 

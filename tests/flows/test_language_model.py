@@ -61,7 +61,9 @@ def task_runs(flow_run_id: str) -> list[TaskRun]:
 
 def test_the_summary_has_the_agreed_shape(finished: Any) -> None:
     summary = finished.summary
-    assert list(summary) == ["preset", "corpus", "cells", "best_cell", "parent_run_id", "seconds", "tasks", "model"]
+    assert list(summary) == [
+        "preset", "corpus", "cells", "best_cell", "parent_run_id", "seconds", "tasks", "report", "model"
+    ]  # fmt: skip
     assert summary["preset"] == "smoke"
     assert summary["corpus"] == "book.txt"
     assert tuple(summary["cells"]) == CELLS
@@ -123,7 +125,7 @@ def test_mlflow_has_a_parent_and_a_child_per_cell_all_finished(
         assert child.data.params["model.hidden_size"] == "8"
         assert child.data.params["cell"] == cell
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert names == {"comparison.md", "config.json", "perplexity.png", "table.json", "text"}
+    assert names == {"comparison.md", "config.json", "perplexity.png", "report.html", "table.json", "text"}
     children = [runs[figures["run_id"]] for figures in finished.summary["cells"].values()]
     assert len({frozenset(child.data.metrics) for child in children}) == 1
     for child in children:

@@ -18,7 +18,9 @@ from tasks.wording import figure
 
 GRU = CellSummary("run-g", 5.25, 6.5, 7.125, 2.8328, 12345.6, 4711, 3, False, ("the end",))
 RNN = CellSummary("run-r", 123456.789, None, None, 3.0, 99.4, 12, 1, True, ("the ",))
-SUMMARY = RunSummary("smoke", "text", {"rnn": RNN, "gru": GRU}, "gru", "run-p", 1.5, {"executed": 3, "cached": 8})
+SUMMARY = RunSummary(
+    "smoke", "text", {"rnn": RNN, "gru": GRU}, "gru", "run-p", 1.5, {"executed": 3, "cached": 8}, "/home/report.html"
+)
 
 
 def text_of(table: Any) -> str:
@@ -51,6 +53,7 @@ def test_the_summary_as_json_is_plain_data() -> None:
     assert json.loads(json.dumps(plain))["cells"]["gru"]["samples"] == ["the end"]
     assert plain["cells"]["rnn"]["test_perplexity"] is None
     assert plain["tasks"] == {"executed": 3, "cached": 8}
+    assert plain["report"] == "/home/report.html"
 
 
 def test_a_partly_done_run_tells_reasons_and_remedy_and_keeps_the_summary() -> None:
