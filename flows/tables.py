@@ -23,7 +23,7 @@ NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the comparison of a run's cells; the best is marked."""
-    table = _table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
+    table = plain_table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
     for cell, f in summary["cells"].items():
         table.add_row(
             f"{cell} *" if cell == summary["best_cell"] else cell,
@@ -42,7 +42,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 def runs_table(runs: list[TrackedRun]) -> Table:
     """Return tracked cell runs, one line each."""
-    table = _table("started", "cell", "corpus", "preset", "train", "valid", "test", "bits/char", "status", "run id")
+    table = plain_table(
+        "started", "cell", "corpus", "preset", "train", "valid", "test", "bits/char", "status", "run id"
+    )
     for run in runs:
         m = run.metrics
         table.add_row(
@@ -66,7 +68,7 @@ def grams_table(found: Statistics) -> Table:
     for grams in found.grams:
         exponent = "" if grams.exponent is None else f", α {grams.exponent:.2f}"
         heads.append(f"{grams.name}s ({grams.num_types:,} types{exponent})")
-    table = _table(*heads)
+    table = plain_table(*heads)
     for row in zip_longest(*(grams.top for grams in found.grams)):
         table.add_row(*("" if entry is None else f"{_shown(entry[0])}  {entry[1]:,}" for entry in row))
     return table
@@ -103,7 +105,8 @@ def _command(name: str, arguments: str) -> str:
     return f"{ours.relative_to(here) if ours.is_relative_to(here) else ours} {arguments}"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Return an empty table with these heads; columns of figures stand to the right."""
     table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="", padding=(0, 1, 0, 0))
     for column in columns:
         numeric = column in NUMBERS

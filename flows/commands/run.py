@@ -78,10 +78,10 @@ def _run_flow(
             summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
         except PartlyDoneError as error:
             summary = error.summary.as_json()
-            _write_json(json_file, summary)
+            write_json(json_file, summary)
             _print_summary(summary)
             raise
-    _write_json(json_file, summary)
+    write_json(json_file, summary)
     return summary
 
 
@@ -97,7 +97,8 @@ def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
         yield place, value
 
 
-def _write_json(path: Path | None, summary: dict[str, Any]) -> None:
+def write_json(path: Path | None, summary: dict[str, Any]) -> None:
+    """Write a summary to a file, if one is given, in JSON that everybody reads."""
     from rnnlm_core.compare import finite
     from rnnlm_core.store import write_atomically
 
