@@ -121,6 +121,7 @@ class Trials:
         self.plan, self.study, self.run = plan, study, run
         self.corpus, self.vocabulary = corpus, vocabulary
         self.under_way: dict[PrefectFuture[TrackedTraining], UnderWay] = {}
+        self.open: dict[int, TrialRun] = {}
         finished = study.finished()
         self.settled = len(finished)
         # What a training came to is known for good: the same settings are not trained again.
@@ -140,13 +141,12 @@ class Trials:
         except BaseException:
             stop_requested.set()
             wait(list(self.under_way))  # a training ends at its next minibatch, and closes its run
-            for one in self.under_way.values():
-                for run in (one.run, *(run for _, run in one.same)):
-                    tracked_trials.abandon_trial(run)
+            for run in self.open.values():
+                tracked_trials.abandon_trial(run)
             raise
 
     def _begun(self) -> int:
-        return self.settled + sum(1 + len(one.same) for one in self.under_way.values())
+        return self.settled + len(self.open)
 
     def _begin(self, trial: Trial) -> None:
         config = self.plan.configured(trial.values)
@@ -154,6 +154,7 @@ class Trials:
         cell, model, how = setting
         parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
         run = tracked_trials.open_trial(self.run, self.study.sweep_id, trial, cell, parameters)
+        self.open[trial.number] = run
         if setting in self.known:
             self._settle(trial, run, self.known[setting])
             return
@@ -192,6 +193,7 @@ class Trials:
         # MLflow first: what Optuna calls done is not looked at again.
         tracked_trials.close_trial(run, outcome)
         self.study.tell(trial, outcome, run.parent_run_id)
+        del self.open[trial.number]
         self.settled += 1
         progress.publish(News("trial", run.label(self.plan.cell(trial.values)), done=_told(outcome)))
 

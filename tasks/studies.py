@@ -21,7 +21,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from rnnlm_core.errors import ConfigError, IntegrityError
-from rnnlm_core.search import Dimension, Plan, Value, difference
+from rnnlm_core.search import Plan, difference
+from rnnlm_core.search_space import Dimension, Value
 from rnnlm_core.train import Epoch
 from tasks import patience, workspace
 from tasks.database_file import create_whole
@@ -85,12 +86,13 @@ class Trial:
     def enough(self, epoch: Epoch) -> bool:
         """Note the validation perplexity of an epoch; say whether other trials were better after as many.
 
-        An epoch that was noted before is not asked about again: a training goes through them when it resumes.
+        A training that resumes goes through the epochs it has had: of these, only the last is asked about again.
         """
-        if epoch.valid_perplexity is None or epoch.number in self.curve:
+        if epoch.valid_perplexity is None or epoch.number < max(self.curve, default=0):
             return False
-        self.curve[epoch.number] = epoch.valid_perplexity
-        self.trial.report(epoch.valid_perplexity, epoch.number)
+        if epoch.number not in self.curve:
+            self.curve[epoch.number] = epoch.valid_perplexity
+            self.trial.report(epoch.valid_perplexity, epoch.number)
         return epoch.number < epoch.epochs and self.trial.should_prune()
 
 
