@@ -3,6 +3,7 @@
 Whatever is killed or stopped goes on with the same command: trials under way are taken up where they were.
 """
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,23 +71,26 @@ def sweep(
     with studies.turn(plan.name):
         for done in health.tidy():
             progress.warn("start", done)
-        study = studies.open_study(plan)
-        with tracking.sweep_run(
-            plan.name, study.sweep_id, preset, plan.source.name, _parameters(plan), str(flow_run.id or "")
-        ) as run:
-            try:
-                text = _text(plan, study, run)
-                Trials(plan, study, run, *text).go_on(trials)
-                summary = summarize(plan, study.finished(), run.parent_run_id)
-                publish(summary, run)
-            except BaseException as error:
-                stop_requested.set()
-                if not isinstance(error, Exception):  # Ctrl-C, a cancelled flow
-                    progress.warn("stop", "ending what is under way, checkpoints are kept …")
-                raise
-            finally:
-                health.clear_checkpoints()
-        study.close(run.parent_run_id, len(summary["trials"]))
+        with closing(studies.open_study(plan)) as study:
+            return _go_on(plan, study, trials)
+
+
+def _go_on(plan: Plan, study: Study, trials: int) -> dict[str, Any]:
+    """Bring a sweep to so many trials, and return what it comes to."""
+    about = (plan.preset, plan.source.name, _parameters(plan), str(flow_run.id or ""))
+    with tracking.sweep_run(plan.name, study.sweep_id, *about) as run:
+        try:
+            Trials(plan, study, run, *_text(plan, study, run)).go_on(trials)
+            summary = summarize(plan, study.finished(), run.parent_run_id)
+            publish(summary, run)
+        except BaseException as error:
+            stop_requested.set()
+            if not isinstance(error, Exception):  # Ctrl-C, a cancelled flow
+                progress.warn("stop", "ending what is under way, checkpoints are kept …")
+            raise
+        finally:
+            health.clear_checkpoints()
+    study.end(run.parent_run_id, len(summary["trials"]))
     return summary
 
 

@@ -99,8 +99,8 @@ class Trial:
 class Study:
     """The trials of one sweep."""
 
-    def __init__(self, plan: Plan, study: optuna.Study) -> None:
-        self.plan, self.study = plan, study
+    def __init__(self, plan: Plan, study: optuna.Study, storage: RDBStorage) -> None:
+        self.plan, self.study, self.storage = plan, study, storage
 
     @property
     def sweep_id(self) -> str:
@@ -152,7 +152,12 @@ class Study:
                 "give another --name to begin anew"
             )
 
-    def close(self, run_id: str, trials: int) -> None:
+    def close(self) -> None:
+        """Close the connections to the database."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    def end(self, run_id: str, trials: int) -> None:
         """Note that the run of the sweep says all there is to say of so many trials."""
         self.study.set_user_attr("closed", {"run_id": run_id, "trials": trials})
 
@@ -184,13 +189,14 @@ def open_study(plan: Plan) -> Study:
     path = workspace.sweeps_database()
     if not path.exists():
         create_whole(path, _fill)
-    study = optuna.create_study(study_name=plan.name, storage=_storage(path), load_if_exists=True, pruner=_pruner(plan))
+    storage = _storage(path)
+    study = optuna.create_study(study_name=plan.name, storage=storage, load_if_exists=True, pruner=_pruner(plan))
     if "id" not in study.user_attrs:
         for values in plan.starts():
             study.enqueue_trial(values, skip_if_exists=True)
         study.set_user_attr("definition", plan.definition)
         study.set_user_attr("id", uuid.uuid4().hex)  # last: what is half begun is begun again
-    return _checked(plan, study)
+    return _checked(plan, study, storage)
 
 
 def find_study(plan: Plan) -> Study | None:
@@ -198,20 +204,21 @@ def find_study(plan: Plan) -> Study | None:
     path = workspace.sweeps_database()
     if not path.exists():
         return None
+    storage = _storage(path)
     try:
-        study = optuna.load_study(study_name=plan.name, storage=_storage(path), pruner=_pruner(plan))
+        study = optuna.load_study(study_name=plan.name, storage=storage, pruner=_pruner(plan))
     except KeyError:
         return None
-    return _checked(plan, study) if "id" in study.user_attrs else None
+    return _checked(plan, study, storage) if "id" in study.user_attrs else None
 
 
-def _checked(plan: Plan, study: optuna.Study) -> Study:
+def _checked(plan: Plan, study: optuna.Study, storage: RDBStorage) -> Study:
     other = difference(study.user_attrs["definition"], plan.definition)
     if other:
         raise ConfigError(
             f"sweep {plan.name} was begun otherwise: {'; '.join(other)}: give another --name, or leave it out"
         )
-    return Study(plan, study)
+    return Study(plan, study, storage)
 
 
 def _pruner(plan: Plan) -> MedianPruner:
@@ -229,7 +236,8 @@ def _storage(path: Path) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     patience.be_patient()
     address = f"{path.absolute().as_uri()}?mode=rw"
-    fault = "this is no SQLite file" if path.open("rb").read(16) != b"SQLite format 3\0" else ""
+    with path.open("rb") as file:
+        fault = "" if file.read(16) == b"SQLite format 3\0" else "this is no SQLite file"
     if not fault:
         with closing(sqlite3.connect(address, uri=True, factory=patience.PatientConnection)) as database:
             (said,) = database.execute("PRAGMA quick_check(1)").fetchone()

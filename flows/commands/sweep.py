@@ -1,5 +1,6 @@
 """`rnnlm sweep`: the settings with the lowest validation perplexity."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +72,12 @@ def _done(plan: Any, trials: int) -> dict[str, Any] | None:
     from flows.sweep_summary import summarize
     from tasks.studies import find_study
 
-    study = find_study(plan)
-    run_id = "" if study is None else study.closed_run(trials)
-    return summarize(plan, study.finished(), run_id) if study is not None and run_id else None
+    found = find_study(plan)
+    if found is None:
+        return None
+    with closing(found) as study:
+        run_id = study.closed_run(trials)
+        return summarize(plan, study.finished(), run_id) if run_id else None
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

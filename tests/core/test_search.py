@@ -57,7 +57,12 @@ def test_a_sweep_needs_a_validation_split(name: str) -> None:
 
 
 def test_the_three_forms_of_a_space() -> None:
-    search = ["model.hidden_size=64, 128", "model.dropout=0..0.6", "train.learning_rate=log:0.1..4", "train.epochs=1..3"]
+    search = [
+        "model.hidden_size=64, 128",
+        "model.dropout=0..0.6",
+        "train.learning_rate=log:0.1..4",
+        "train.epochs=1..3",
+    ]
     assert make_plan("smoke", cells=["gru"], search=search).dimensions == (
         Dimension("model.hidden_size", (64, 128)),
         Dimension("model.dropout", low=0.0, high=0.6),
@@ -84,7 +89,10 @@ def test_the_three_forms_of_a_space() -> None:
         ("tokenizer.level=char,word", "`tokenizer.level` cannot be searched: char,word: a sweep varies model.* and"),
         ("train.device=cpu,cuda", "`train.device` cannot be searched: cpu,cuda"),
         ("cells=rnn,gru", "`cells` is searched by naming several: rnn,gru: use --cells rnn,gru"),
-        ("train.epochs=0..3", "the search can propose no config: cell=rnn, train.epochs=0: `train.epochs` must be at l"),
+        (
+            "train.epochs=0..3",
+            "the search can propose no config: cell=rnn, train.epochs=0: `train.epochs` must be at l",
+        ),
         ("model.dropout=0.5..1", "model.dropout=1.0: `model.dropout` must be below 1.0. Got 1.0"),
         ("train.batch_size=16,32", "`train.batch_size` is both set and searched: train.batch_size=16,32: leave out"),
     ],
@@ -137,9 +145,7 @@ def test_a_tied_embedding_is_as_wide_as_the_hidden_layer() -> None:
     assert both.configured({"model.tie_weights": True}).model.embedding_size == 64
     assert both.configured({"model.tie_weights": False}).model.embedding_size == 32
     with pytest.raises(ConfigError, match=r"`model\.tie_weights` needs model\.embedding_size equal"):
-        make_plan(
-            "time-machine-words", changes={"model.embedding_size": 256}, search=["model.hidden_size=128,256"]
-        )
+        make_plan("time-machine-words", changes={"model.embedding_size": 256}, search=["model.hidden_size=128,256"])
 
 
 @pytest.mark.parametrize(
@@ -207,5 +213,5 @@ def test_what_differs_is_named() -> None:
 
 
 def test_unknown_names_are_told_as_by_run() -> None:
-    with pytest.raises(UsageError, match="unknown preset: smok: did you mean smoke?"):
+    with pytest.raises(UsageError, match="unknown preset: smok: did you mean smoke"):
         make_plan("smok")
