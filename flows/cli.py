@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import export, generate, known, models, run, serve, tracked, upkeep
+from flows.commands import export, generate, known, models, run, serve, sweep, tracked, upkeep
 from rnnlm_core.errors import ResourceError, RnnlmError, one_line, suggestion
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app = typer.Typer(
 for command in (
     run.run,
     run.smoke,
+    sweep.sweep,
     generate.generate,
     export.export,
     serve.serve,

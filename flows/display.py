@@ -52,9 +52,16 @@ class Display:
         if news.warning:
             self.line(f"warning: {name}: {news.warning}")
         elif news.done:
+            if news.stage == "trial":
+                self._drop(news.cell)
             self.line(f"{name:<14} {news.done}")
         elif news.epoch is not None:
             self._epoch(news.cell, news.epoch)
+
+    def _drop(self, cell: str) -> None:
+        """Take away the bar of a training: a sweep has more of them than a screen has lines."""
+        if self.bars is not None and cell in self.tasks:
+            self.bars.remove_task(self.tasks.pop(cell))
 
     def _epoch(self, cell: str, epoch: Epoch) -> None:
         self.seconds[cell] = self.seconds.get(cell, 0.0) + epoch.seconds

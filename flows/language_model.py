@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.summary import CellStages, Ledger, RunSummary
+from flows.text_stages import TextStages
 from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.download import Source, resolve, without_password
@@ -18,16 +19,11 @@ from rnnlm_core.presets import run_config
 from tasks import health, progress, tracking
 from tasks.caching import VerifiedSerializer
 from tasks.compare import compare
-from tasks.corpus import corpus as encode
-from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.generate import generate
-from tasks.statistics import statistics
 from tasks.stopping import stop_requested
-from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
 from tasks.train import train
-from tasks.vocabulary import vocabulary
 
 # A thread waits for its stage; what trains is a process that has waited for its slot (`tasks.train`).
 THREADS = 16
@@ -79,21 +75,9 @@ def language_model(
 
 
 def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
-    shares = config.corpus.shares
-    text = download.submit(source)
-    cut = config.tokenizer
-    learns = cut.level == "bpe"  # from the training split alone; elsewhere the split changes no token
-    tokens = tokenize.submit(
-        text, config.corpus.normalizer, config.corpus.max_chars, cut.level, cut.eos,
-        cut.bpe_size if learns else 0, shares if learns else None,
-    )  # fmt: skip
-    described = statistics.submit(tokens)
-    words = vocabulary.submit(tokens, shares, cut)
-    ids = encode.submit(tokens, words, shares, config.corpus.max_tokens)
     ledger = Ledger(run, source)
-    for stage, future in {"download": text, "tokenize": tokens, "vocabulary": words, "corpus": ids}.items():
-        ledger.take(stage, future)
-    ledger.note_corpus(ids.result(), words.result())
+    text = TextStages.begin(config, source, ledger)
+    ids, words = text.corpus, text.vocabulary
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
@@ -101,7 +85,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
         measured = evaluate.submit(cell, trained, ids, config.evaluate)
         samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
         cells[cell] = CellStages(trained, measured, samples)
-    ledger.describe(cut.eos, ids.result(), words.result(), ledger.take("statistics", described))
+    text.describe(config, ledger)
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])

@@ -26,7 +26,7 @@ NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "parame
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the comparison of a run's cells; the best is marked."""
-    table = _table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
+    table = plain_table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
     for cell, f in summary["cells"].items():
         table.add_row(
             f"{cell} *" if cell == summary["best_cell"] else cell,
@@ -54,7 +54,7 @@ def verdict_line(summary: dict[str, Any]) -> str:
 
 def runs_table(cells: Sequence[TrackedCell]) -> Table:
     """Return tracked cell runs, one line each."""
-    table = _table("started", *COLUMNS, "corpus", "preset", "status", "run id")
+    table = plain_table("started", *COLUMNS, "corpus", "preset", "status", "run id")
     for cell in cells:
         run = cell.run
         table.add_row(
@@ -70,7 +70,7 @@ def runs_table(cells: Sequence[TrackedCell]) -> Table:
 
 def versions_table(versions: Sequence[Version]) -> Table:
     """Return the versions of registered models, one line each, with what tells why (not) the champion."""
-    table = _table("model", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
+    table = plain_table("model", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
     for one in versions:
         table.add_row(
             one.name,
@@ -96,7 +96,7 @@ def grams_table(found: Statistics) -> Table:
     for grams in found.grams:
         exponent = "" if grams.exponent is None else f", α {grams.exponent:.2f}"
         heads.append(f"{grams.name}s ({grams.num_types:,} types{exponent})")
-    table = _table(*heads)
+    table = plain_table(*heads)
     for row in zip_longest(*(grams.top for grams in found.grams)):
         table.add_row(*("" if entry is None else f"{_shown(entry[0])}  {entry[1]:,}" for entry in row))
     return table
@@ -133,7 +133,8 @@ def _command(name: str, arguments: str) -> str:
     return f"{ours.relative_to(here) if ours.is_relative_to(here) else ours} {arguments}"
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Return an empty table with these heads; columns of figures stand to the right."""
     table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="", padding=(0, 1, 0, 0))
     for column in columns:
         numeric = column in NUMBERS

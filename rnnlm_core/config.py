@@ -7,6 +7,7 @@ strictly typed: `true` is no integer, `"7"` is no number. Every mistake of a con
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -233,17 +234,13 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
     Raises `ConfigError` with one line per mistake: unknown keys (with a suggestion), wrong types, values out of range.
     """
-    types_of = dict(_typed_keys(RunConfig))
     mistakes: list[str] = []
     values = flatten(config)
     for key, value in changes.items():
-        if key not in types_of:
-            mistakes.append(f"unknown config key: {key}: {_meant(key)}")
-            continue
         try:
-            values[key] = _read(value, types_of[key])
-        except ValueError as error:
-            mistakes.append(f"`{key}` {error}. Got {value!r}")
+            values[key] = read_value(key, value)
+        except ConfigError as error:
+            mistakes += error.args
     changed: RunConfig = _unflatten(RunConfig, values)
     if mistakes:
         # Rules between keys wait: a value that could not be read may be one half of them.
@@ -254,6 +251,26 @@ def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     changed = _unflatten(RunConfig, values)
     check(changed)
     return changed
+
+
+def read_value(key: str, value: Any) -> Any:
+    """Return `value` as the type of a dotted key; a string is read as `--set` gives it.
+
+    Raises `ConfigError` for an unknown key (with a suggestion) and for what is no value of its type.
+    """
+    types_of = _types()
+    if key not in types_of:
+        raise ConfigError(f"unknown config key: {key}: {_meant(key)}")
+    try:
+        return _read(value, types_of[key])
+    except ValueError as error:
+        raise ConfigError(f"`{key}` {error}. Got {value!r}") from None
+
+
+def has_effect(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key changes anything beside these values of all keys (as `flatten` gives them)."""
+    met, _ = _conditions(values).get(key, (True, ""))
+    return met
 
 
 def check(config: RunConfig) -> None:
@@ -271,13 +288,12 @@ def close_keys(name: str) -> list[str]:
         end = key.rsplit(".", maxsplit=1)[-1]
         return max(difflib.SequenceMatcher(None, part, last).ratio() for part in (end, *end.split("_")))
 
-    keys = [key for key, _ in _typed_keys(RunConfig)]
-    return sorted((key for key in keys if likeness(key) > 0.75), key=likeness, reverse=True)
+    return sorted((key for key in _types() if likeness(key) > 0.75), key=likeness, reverse=True)
 
 
 def _meant(key: str) -> str:
     """Return which known keys a mistyped one may mean: the closest, then those of its section, else all."""
-    known = [name for name, _ in _typed_keys(RunConfig)]
+    known = list(_types())
     section = [name for name in known if "." in key and name.split(".")[0] == key.split(".", maxsplit=1)[0]]
     close = close_keys(key)
     listed = list(dict.fromkeys(close + section)) or known
@@ -286,8 +302,17 @@ def _meant(key: str) -> str:
     return suggestion(key, listed)
 
 
+@functools.cache
+def _types() -> dict[str, Any]:
+    """Return the type of each dotted key."""
+    return dict(_typed_keys(RunConfig))
+
+
+_hints = functools.cache(get_type_hints)
+
+
 def _typed_keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for item in fields(cls):
         kind = hints[item.name]
         if dataclasses.is_dataclass(kind):
@@ -297,7 +322,7 @@ def _typed_keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unflatten(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     arguments: dict[str, Any] = {}
     for item in fields(cls):
         kind = hints[item.name]
@@ -500,16 +525,24 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
 
 def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield (key, reason) of the options that are set though nothing would come of it."""
-    level, schedule, drawn = config.tokenizer.level, config.train.schedule, config.generate.temperature > 0
-    beam = config.generate.beam > 1
-    needs = {
+    values, defaults = flatten(config), flatten(RunConfig())
+    for key, (met, why) in _conditions(values).items():
+        if values[key] != defaults[key] and not met:
+            yield key, why
+
+
+def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    """Return, of each key that needs others, whether they are as it needs them, and why it has no effect if not."""
+    level, schedule, drawn = values["tokenizer.level"], values["train.schedule"], values["generate.temperature"] > 0
+    beam = values["generate.beam"] > 1
+    return {
         "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
         "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
         "tokenizer.reserved_tokens": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
-        "model.reset_gate": ("gru" in config.cells, "without the cell gru"),
-        "model.init_range": (config.model.init == "uniform", "without model.init=uniform"),
-        "train.momentum": (config.train.optimizer == "sgd", "without train.optimizer=sgd"),
+        "model.reset_gate": ("gru" in values["cells"], "without the cell gru"),
+        "model.init_range": (values["model.init"] == "uniform", "without model.init=uniform"),
+        "train.momentum": (values["train.optimizer"] == "sgd", "without train.optimizer=sgd"),
         "train.decay": (
             schedule in ("step", "plateau"),
             f"with schedule {schedule}: use step or plateau",
@@ -520,11 +553,7 @@ def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
         "generate.top_p": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.beam": (not drawn, "on drawn samples: set generate.temperature=0"),
         "generate.length_penalty": (
-            beam and bool(config.generate.stop),
+            beam and bool(values["generate.stop"]),
             "without beam search that can end early: set generate.beam above 1, and generate.stop",
         ),
     }
-    values, defaults = flatten(config), flatten(RunConfig())
-    for key, (met, why) in needs.items():
-        if values[key] != defaults[key] and not met:
-            yield key, why

@@ -5,10 +5,13 @@
     │   └── ConfigError 2   several mistakes of one config
     ├── DataError       3   a text that cannot become a corpus, a prefix that cannot be read
     ├── IntegrityError  4   bytes that are not the bytes that were promised
+    │   └── Diverged    4   a training whose numbers are none any more
     ├── ResourceError   5   a disk, device, memory or server that is not there
+    │   └── TooLarge    5   a training for which the memory was too small
     ├── NetworkError    6   nothing answered
     ├── PartialError    7   some cells failed, the others are done
     └── Stopped       130   asked to stop, and did
+        └── Pruned    130   given up by a sweep: others were better
 
 The number is the exit code of the command line.
 """
@@ -68,10 +71,18 @@ class IntegrityError(RnnlmError):
     exit_code = 4
 
 
+class Diverged(IntegrityError):  # noqa: N818 - it says what happened
+    """A training whose loss, gradients or weights are no longer finite."""
+
+
 class ResourceError(RnnlmError):
     """Something of the machine that is missing: disk, memory, device, server."""
 
     exit_code = 5
+
+
+class TooLarge(ResourceError):  # noqa: N818 - it says what happened
+    """A training that ran out of memory, or that the system ended."""
 
 
 class NetworkError(RnnlmError):
@@ -92,6 +103,10 @@ class Stopped(RnnlmError):  # noqa: N818 - being asked to stop is no error of an
     exit_code = 130
 
 
+class Pruned(Stopped):
+    """A training that a sweep ended early: other trials were better after as many epochs."""
+
+
 def by_name(name: str) -> type[RnnlmError]:
     """Return the class of this tree called `name` (errors cross process borders by name)."""
     classes = [
@@ -100,10 +115,13 @@ def by_name(name: str) -> type[RnnlmError]:
         ConfigError,
         DataError,
         IntegrityError,
+        Diverged,
         ResourceError,
+        TooLarge,
         NetworkError,
         PartialError,
         Stopped,
+        Pruned,
     ]
     return {cls.__name__: cls for cls in classes}.get(name, RnnlmError)
 

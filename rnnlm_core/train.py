@@ -20,7 +20,7 @@ from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
-from rnnlm_core.errors import IntegrityError, Stopped
+from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.partition import random_batches, sequential_batches
@@ -106,7 +106,8 @@ def train(
     Raises:
         DataError: the training split does not fill one minibatch.
         Stopped: `should_stop` said so; the checkpoint is kept.
-        IntegrityError: the loss is no longer a number, or the vocabulary is that of another corpus.
+        Diverged: the loss is no longer a number.
+        IntegrityError: the vocabulary is that of another corpus.
     """
     folder = store.open(corpus)
     words = Vocabulary.load(store.open(vocabulary))
@@ -345,8 +346,8 @@ class _Training:
             if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
                 raise self._diverged(step, f"loss {float(loss.mean())}, gradient norm {float(norm)}")
 
-    def _diverged(self, step: int, value: str) -> IntegrityError:
-        return IntegrityError(
+    def _diverged(self, step: int, value: str) -> Diverged:
+        return Diverged(
             f"training diverged in epoch {len(self.history) + 1} at step {step}",
             value,
             "lower train.learning_rate, or clip at a smaller train.clip_norm above 0",
@@ -355,7 +356,7 @@ class _Training:
     def snapshot(self) -> Snapshot:
         """Return everything needed to go on, as tensors and plain facts.
 
-        Raises `IntegrityError` instead of keeping numbers that are none.
+        Raises `Diverged` instead of keeping numbers that are none.
         """
         step = self.place.updates if self.place else 0
         if self.place and step:

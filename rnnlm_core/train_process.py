@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
-from rnnlm_core.errors import ResourceError, RnnlmError, by_name
+from rnnlm_core.errors import RnnlmError, TooLarge, by_name
 from rnnlm_core.store import Handle, Store
 
 POLL_SECONDS = 0.2
@@ -58,7 +58,7 @@ def train_in_child(
 
     `progress` receives each `train.Epoch` as plain data, `usage` before that what the child has used
     (`process_usage.Meter`). Raises what the child raised; a child that died raises
-    `ResourceError` with the signal.
+    `TooLarge` with the signal.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -140,7 +140,7 @@ def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmE
     tail = errors.read().decode(errors="replace").strip()[-2000:]
     if code < 0:
         name = signal.Signals(-code).name
-        return ResourceError(
+        return TooLarge(
             f"training of {job.cell} was killed",
             name,
             "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again",
@@ -190,7 +190,7 @@ def main() -> None:
 
         if _is_out_of_memory(error):
             remedy = "lower train.batch_size or model.hidden_size"
-            say(error={"kind": "ResourceError", "args": ["out of memory", fields["cell"], remedy]})
+            say(error={"kind": "TooLarge", "args": ["out of memory", fields["cell"], remedy]})
             return
         say(error={"traceback": traceback.format_exc()})
         raise

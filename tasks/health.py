@@ -42,6 +42,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     vocabulary,
     workspace,
 )
+from tasks.database_file import remove_drafts
 from tasks.locking import KernelLocks
 
 
@@ -54,6 +55,8 @@ def verify() -> Iterator[str]:
             yield f"artifact {handle} {fault}: {store.path(handle)}"
     yield from _checkpoint_faults(store)
     databases = [path for path in (tracking_database.local_database(), _prefect_database()) if path is not None]
+    if workspace.sweeps_database().exists():
+        databases.append(workspace.sweeps_database())
     damaged = [fault for path in databases for fault in _database_faults(path)]
     yield from damaged
     move = None if damaged else relocation.find_move()
@@ -89,7 +92,9 @@ def repair() -> Iterator[str]:
 def tidy() -> Iterator[str]:
     """Do the part of `repair` that takes little time: what every flow does when it starts."""
     store = workspace.store()
-    for path in [*store.sweep(), *sweep_files(workspace.reports()), *tracking_database.sweep_drafts()]:
+    left = [*store.sweep(), *sweep_files(workspace.reports())]
+    left += [*tracking_database.sweep_drafts(), *remove_drafts(workspace.sweeps_database())]
+    for path in left:
         yield f"removed what a process that is gone left unfinished: {path}"
     clear_checkpoints()
     dead = tracking.close_dead_runs()

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from rnnlm_core.crashpoints import crashpoint
-from rnnlm_core.errors import RnnlmError
+from rnnlm_core.errors import RnnlmError, Stopped
 from rnnlm_core.train import Epoch
 from tasks import processes, progress, run_origin, tracked_models, tracked_runs
 from tasks.tracked_runs import TrackedRun
@@ -26,6 +26,7 @@ PARENT = "mlflow.parentRunId"
 FLUSH_SECONDS = 2.0
 TRAINING_KEYS = ("corpus", "tokenizer", "model", "train")
 CONFIG_FILE = "config.json"
+OF_AN_END = ("rnnlm.error", "rnnlm.pruned_at_epoch")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class FlowRun:
     def training_settings(self) -> dict[str, str]:
         """Return the parameters a training depends on; what comes after it may be done again with other ones."""
         return {key: value for key, value in self.parameters if key.split(".")[0] in TRAINING_KEYS}
+
+    def label(self, cell: str) -> str:
+        """Return what the screen calls the training of a cell."""
+        return cell
+
+    def enough(self, epoch: Epoch) -> bool:  # noqa: ARG002 - a sweep looks at it
+        """Whether a training may end after this epoch, because nobody wants its result any more."""
+        return False
 
 
 @contextmanager
@@ -87,13 +96,7 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
     settings = flow.training_settings() | {"cell": cell}
     found = tracked_runs.newest(f"tags.`rnnlm.key` = '{key}'")
     if found is not None:
-        run_id = str(found.info.run_id)
-        set_tags(run_id, {PARENT: flow.parent_run_id, **_owner(flow)})
-        client().update_run(run_id, status="RUNNING")
-        if "rnnlm.error" in found.data.tags:
-            client().delete_tag(run_id, "rnnlm.error")
-        # Those that a process had no time to note: MLflow never changes one.
-        _log_parameters(run_id, {key: value for key, value in settings.items() if key not in found.data.params})
+        run_id = _open_again(found, {PARENT: flow.parent_run_id, **_owner(flow)}, settings)
     else:
         about = {
             **_about(flow),
@@ -114,6 +117,37 @@ def _settings_file(flow: FlowRun, cell: str) -> str:
     return json.dumps({"preset": flow.preset, "cell": cell, **config}, ensure_ascii=False, indent=1)
 
 
+@contextmanager
+def sweep_run(
+    name: str, sweep_id: str, preset: str, corpus: str, parameters: dict[str, str], prefect_flow_run_id: str
+) -> Iterator[FlowRun]:
+    """Open the run of a sweep, or open again the one it has; it ends FINISHED, FAILED or KILLED as the block ends."""
+    query = f"tags.`rnnlm.kind` = 'sweep' AND tags.`rnnlm.sweep_id` = '{sweep_id}'"
+    tags = {"rnnlm.kind": "sweep", "rnnlm.sweep": name, "rnnlm.sweep_id": sweep_id, "rnnlm.preset": preset,
+            "rnnlm.corpus": corpus, "prefect.flow_run_id": prefect_flow_run_id}  # fmt: skip
+    run_id = find_or_create(query, f"sweep {name}", tags, parameters)
+    with _closing(run_id):
+        yield FlowRun(run_id, preset, corpus, tuple(parameters.items()), prefect_flow_run_id)
+
+
+def find_or_create(query: str, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
+    """Open the newest run that a query finds again, or a new one, and return its id."""
+    found = tracked_runs.newest(query)
+    return _create(name, tags, parameters) if found is None else _open_again(found, tags, parameters)
+
+
+def _open_again(found: Run, tags: dict[str, str], parameters: dict[str, str]) -> str:
+    """Say that this process goes on with a run; how it ended before is forgotten."""
+    run_id = str(found.info.run_id)
+    set_tags(run_id, tags | processes.this_process())
+    client().update_run(run_id, status="RUNNING")
+    for tag in [tag for tag in OF_AN_END if tag in found.data.tags]:
+        client().delete_tag(run_id, tag)
+    # Those that a process had no time to note: MLflow never changes one.
+    _log_parameters(run_id, {key: value for key, value in parameters.items() if key not in found.data.params})
+    return run_id
+
+
 def _create(name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:
     all_tags = {"mlflow.runName": name, **processes.this_process(), **tags}
     run_id = str(client().create_run(experiment_id(), tags=all_tags).info.run_id)
@@ -132,7 +166,7 @@ def _closing(run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         # Exceptions that are no `Exception` are somebody's wish to end: Ctrl-C, a cancelled flow.
-        status = "FAILED" if isinstance(error, Exception) and type(error).__name__ != "Stopped" else "KILLED"
+        status = "FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED"
         try:
             client().set_tag(run_id, "rnnlm.error", repr(error)[:500])
             client().set_terminated(run_id, status)

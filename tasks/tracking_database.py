@@ -1,8 +1,6 @@
 """Where MLflow keeps its runs: the database is created as a whole, checked before it is believed, and found again."""
 
 import functools
-import glob
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +10,6 @@ from typing import Any, cast
 import mlflow
 import requests
 from alembic.script import ScriptDirectory
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import make_url
@@ -20,6 +17,7 @@ from sqlalchemy import make_url
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from tasks import patience, relocation, workspace
+from tasks.database_file import create_whole, remove_drafts
 
 EXPERIMENT = relocation.EXPERIMENT
 
@@ -85,45 +83,23 @@ def own_errors() -> Iterator[None]:
 
 
 def _create_database(path: Path) -> None:
-    """Create the database as a whole: two processes that create one together, or a kill, would leave it broken."""
+    """Create the database if there is none, and check it if there is."""
     if path.exists():
         _check_database(path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _turn_to_create(path):
-        if path.exists():
-            return
-        for left in _drafts(path):  # nobody else's: we hold the lock
-            left.unlink(missing_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def fill(draft: Path) -> None:
         location = (workspace.artifacts() / "mlflow").as_uri()
         with own_errors():
             MlflowClient(tracking_uri=f"sqlite:///{draft}").create_experiment(EXPERIMENT, artifact_location=location)
-        draft.replace(path)
 
-
-def _turn_to_create(path: Path) -> FileLock:
-    return FileLock(f"{path}.lock")
-
-
-def _drafts(path: Path) -> list[Path]:
-    """Return the databases that were never finished, with their journals."""
-    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"))
+    create_whole(path, fill)
 
 
 def sweep_drafts() -> list[Path]:
     """Remove what processes left that were killed while they created the database; return what was removed."""
     path = _sqlite_file(workspace.tracking_uri())
-    if path is None or not _drafts(path):
-        return []
-    try:
-        with _turn_to_create(path).acquire(timeout=0):
-            left = _drafts(path)
-            for draft in left:
-                draft.unlink(missing_ok=True)
-            return left
-    except Timeout:  # somebody is creating it now
-        return []
+    return [] if path is None else remove_drafts(path)
 
 
 @functools.cache

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.crashpoints import crashpoint
-from rnnlm_core.errors import Stopped
+from rnnlm_core.errors import Pruned, Stopped
 from rnnlm_core.store import Handle
 from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.train_process import Job, train_in_child
@@ -21,6 +22,7 @@ from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
 from tasks.caching import cache_key, stage
+from tasks.locking import KernelLocks
 from tasks.stopping import stop_requested
 from tasks.tracked_runs import MINUTES
 from tasks.tracking import FlowRun
@@ -49,10 +51,11 @@ def train(
     config: TrainConfig,
     flow: FlowRun,
 ) -> TrackedTraining:
-    """Return the trained cell: the model of its best epoch, logged with the curve of every epoch."""
-    inputs = {"cell": cell, "corpus": corpus, "vocabulary": vocabulary, "model": model, "config": config, "flow": flow}
-    key = cache_key("train", inputs, CORE)
-    assert key is not None, "handles always have an identity"
+    """Return the trained cell: the model of its best epoch, logged with the curve of every epoch.
+
+    Raises `Pruned` when the flow run has seen enough: no checkpoint is kept, and the next one begins anew.
+    """
+    key = _key(cell, corpus, vocabulary, model, config, flow)
     store = workspace.store()
     with (
         _place(config.device) as (device, threads),
@@ -63,11 +66,14 @@ def train(
         log = tracking.EpochLog(run_id)
         read_epoch = TypeAdapter(Epoch).validate_python
         used: dict[str, float] = {}
+        enough: list[Epoch] = []
 
         def on_epoch(fields: dict[str, Any]) -> None:
             epoch = read_epoch(fields)
             log.add(epoch, used)
-            progress.publish(progress.News("train", cell, epoch=epoch))
+            progress.publish(progress.News("train", flow.label(cell), epoch=epoch))
+            if flow.enough(epoch):
+                enough.append(epoch)
 
         settings = replace(config, device=device)
         job = Job(
@@ -83,8 +89,18 @@ def train(
         )
         try:
             result = train_in_child(
-                job, on_epoch, stop_requested.is_set, lambda text: progress.warn("train", text, cell), used.update
+                job,
+                on_epoch,
+                lambda: bool(enough) or stop_requested.is_set(),
+                lambda text: progress.warn("train", text, flow.label(cell)),
+                used.update,
             )
+        except Stopped:
+            if not enough or stop_requested.is_set():
+                raise
+            Checkpoints(store, key).clear()
+            tracking.set_tags(run_id, {"rnnlm.pruned_at_epoch": str(enough[0].number)})
+            raise Pruned("training pruned", f"after epoch {enough[0].number}") from None
         finally:
             log.flush()
         trained: Trained = TypeAdapter(Trained).validate_python(result)
@@ -92,6 +108,26 @@ def train(
         _report(run_id, trained, corpus, vocabulary, flow)
     crashpoint("run finished")
     return TrackedTraining(trained, run_id)
+
+
+def forget_training(
+    cell: str, corpus: Corpus, vocabulary: BuiltVocabulary, model: ModelConfig, config: TrainConfig, flow: FlowRun
+) -> None:
+    """Remove the checkpoints of a training that failed and that nobody will go on with."""
+    key = _key(cell, corpus, vocabulary, model, config, flow)
+    with KernelLocks().if_free(key) as free:
+        if free:
+            Checkpoints(workspace.store(), key).clear()
+
+
+def _key(
+    cell: str, corpus: Corpus, vocabulary: BuiltVocabulary, model: ModelConfig, config: TrainConfig, flow: FlowRun
+) -> str:
+    """Return the key that Prefect has for a training."""
+    inputs = {"cell": cell, "corpus": corpus, "vocabulary": vocabulary, "model": model, "config": config, "flow": flow}
+    key = cache_key("train", inputs, CORE)
+    assert key is not None, "handles always have an identity"
+    return key
 
 
 @contextmanager
@@ -160,6 +196,13 @@ _gpu_busy: set[str] = set()
 _gpu_free = threading.Condition()
 
 
+def places(wanted: str) -> int:
+    """Return how many trainings that want this device can go on at once."""
+    from rnnlm_core.model import pick_device
+
+    return workspace.cpu_slots() if pick_device(wanted).type == "cpu" else len(_gpus(wanted))
+
+
 @contextmanager
 def _place(wanted: str) -> Iterator[tuple[str, int]]:
     """Wait for a place to train and give (device, threads): one training per processor core, or per GPU."""
@@ -171,10 +214,7 @@ def _place(wanted: str) -> Iterator[tuple[str, int]]:
         with _cpu_slots:
             yield "cpu", 1
         return
-    import torch
-
-    every = wanted in ("auto", "cuda")
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [str(device)]
+    names = _gpus(wanted)
     with _gpu_free:
         free = _gpu_free.wait_for(lambda: [name for name in names if name not in _gpu_busy])
         _gpu_busy.add(free[0])
@@ -184,3 +224,11 @@ def _place(wanted: str) -> Iterator[tuple[str, int]]:
         with _gpu_free:
             _gpu_busy.discard(free[0])
             _gpu_free.notify_all()
+
+
+def _gpus(wanted: str) -> list[str]:
+    """Return the GPUs that a training may take."""
+    import torch
+
+    every = wanted in ("auto", "cuda")
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [wanted]

@@ -43,6 +43,11 @@ def reports() -> Path:
     return artifacts() / "reports"
 
 
+def sweeps_database() -> Path:
+    """Return the place of the database of sweeps."""
+    return artifacts() / "sweeps.db"
+
+
 def tracking_uri() -> str:
     """Return the address of the MLflow store: `MLFLOW_TRACKING_URI`, or `mlflow.db` at home."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")

@@ -1,0 +1,205 @@
+"""What a sweep tries: the config it starts from, the keys that vary, and what makes two sweeps the same one."""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rnnlm_core.config import RunConfig, flatten, has_effect, override, read_value
+from rnnlm_core.download import Source, resolve, without_password
+from rnnlm_core.errors import ConfigError, one_line
+from rnnlm_core.presets import run_config
+from rnnlm_core.search_space import Dimension, Value, default_search, parse_search, typed
+
+CELL = "cell"
+OF_A_TRAINING = ("corpus", "tokenizer", "model", "train")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MOST_CORNERS = 20_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: where it starts from, what it varies, and its name.
+
+    `corpus` and `changes` are what was asked for, `config` is what they come to; `source` is the text, and
+    `hungriest` the config among all proposals that needs most of it.
+    """
+
+    name: str
+    preset: str
+    corpus: str | None
+    changes: dict[str, Any]
+    config: RunConfig
+    source: Source
+    dimensions: tuple[Dimension, ...]
+    hungriest: RunConfig
+
+    def propose(self, suggest: Callable[[Dimension], Value]) -> dict[str, Value]:
+        """Return a value for each key that varies; a key that the others leave without effect is not asked for."""
+        values: dict[str, Value] = {}
+        flat = flatten(self.config)
+        for dimension in self.dimensions:
+            if has_effect(dimension.key, flat):
+                value = suggest(dimension)
+                values[dimension.key] = value
+                flat[dimension.key] = value
+                if dimension.key == CELL:
+                    flat["cells"] = (value,)
+        return values
+
+    def starts(self) -> Iterator[dict[str, Value]]:
+        """Yield what the preset itself would be as a proposal, once per cell, if it lies within the search."""
+        flat = flatten(self.config)
+        for cell in self.config.cells:
+            here = flat | {CELL: cell}
+            values = self.propose(lambda dimension, here=here: here[dimension.key])  # type: ignore[misc]
+            if all(d.holds(values[d.key]) for d in self.dimensions if d.key in values):
+                yield values
+
+    def cell(self, values: Mapping[str, Value]) -> str:
+        """Return the cell of a proposal."""
+        return str(values.get(CELL, self.config.cells[0]))
+
+    def changed(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the config keys and values of a proposal; a tied embedding is as wide as the hidden layer."""
+        keys = {key: value for key, value in values.items() if key != CELL}
+        tied = keys.get("model.tie_weights", self.config.model.tie_weights)
+        if tied and "model.embedding_size" not in self.changes:
+            keys["model.embedding_size"] = keys.get("model.hidden_size", self.config.model.hidden_size)
+        return keys
+
+    def configured(self, values: Mapping[str, Value]) -> RunConfig:
+        """Return the config of a proposal, with its one cell; raises `ConfigError` if it is none."""
+        config = override(self.config, self.changed(values))
+        cell = self.cell(values)
+        # What is set for the GRU alone goes with it.
+        model = config.model if cell == "gru" else config.model.for_cell(cell)
+        return replace(config, cells=(cell,), model=model)
+
+    def corners(self) -> Iterator[RunConfig]:
+        """Yield the configs at the limits of the search, which hold every rule if all others do.
+
+        Raises `ConfigError` for the first that is none.
+        """
+        number = math.prod(len(dimension.corners) for dimension in self.dimensions)
+        if number > MOST_CORNERS:
+            raise ConfigError(
+                f"the search has too many choices to check them beforehand: {number:,}: search fewer keys"
+            )
+        seen = set()
+        for corner in itertools.product(*(dimension.corners for dimension in self.dimensions)):
+            at = dict(zip((dimension.key for dimension in self.dimensions), corner, strict=True))
+            values = self.propose(lambda dimension, at=at: at[dimension.key])  # type: ignore[misc]
+            if (key := tuple(values.items())) in seen:
+                continue
+            seen.add(key)
+            try:
+                yield self.configured(values)
+            except ConfigError as error:
+                shown = ", ".join(f"{key}={typed(value)}" for key, value in values.items())
+                raise ConfigError(
+                    *(f"the search can propose no config: {shown}: {rule}" for rule in error.args)
+                ) from None
+
+    @property
+    def definition(self) -> dict[str, str]:
+        """What makes two sweeps the same one, as texts."""
+        varied = {dimension.key for dimension in self.dimensions}
+        fixed = {
+            key: typed(value)
+            for key, value in flatten(self.config).items()
+            if key.split(".")[0] in OF_A_TRAINING and key not in varied and key != "train.device"
+        }
+        digests = [digest for _, digest in self.source.files if digest]
+        return {
+            "preset": self.preset,
+            "cells": ",".join(self.config.cells),
+            **fixed,
+            "corpus.name": without_password(self.source.name),
+            **({"text": hashlib.sha256("".join(digests).encode()).hexdigest()[:12]} if digests else {}),
+            **{f"search {dimension.key}": dimension.text for dimension in self.dimensions},
+        }
+
+    @property
+    def digest(self) -> str:
+        """A digest of the definition."""
+        return hashlib.sha256(json.dumps(self.definition, sort_keys=True).encode()).hexdigest()
+
+    def command(self, values: Mapping[str, Value]) -> list[str]:
+        """Return the arguments of `rnnlm` that run a proposal as a whole."""
+        arguments = ["run", "--preset", self.preset]
+        if self.corpus is not None:
+            arguments += ["--corpus", self.corpus]
+        arguments += ["--cells", self.cell(values)]
+        for key, value in self._all_changes(values).items():
+            arguments += ["--set", f"{key}={typed(value)}"]
+        return arguments
+
+    def preset_function(self, values: Mapping[str, Value], told: str) -> str:
+        """Return a proposal as a preset: the three lines for `rnnlm_core/presets.py`."""
+        name = re.sub(r"\W+", "_", f"{self.preset}_swept")
+        changes = {key: list(v) if isinstance(v, tuple) else v for key, v in self._all_changes(values).items()}
+        call = f"run_config({self.preset!r}, {self.corpus!r}, [{self.cell(values)!r}], {changes!r})"
+        return f'def {name}() -> RunConfig:\n    """{told}"""\n    return {call}\n'
+
+    def _all_changes(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        changes = {key: read_value(key, value) for key, value in self.changes.items()} | self.changed(values)
+        flat = flatten(self.configured(values))
+        return {key: value for key, value in changes.items() if key != "cells" and has_effect(key, flat)}
+
+
+def make_plan(
+    preset: str,
+    corpus: str | None = None,
+    cells: Sequence[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    search: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Plan:
+    """Return the plan of a sweep, checked: whatever it proposes is a config.
+
+    `cells` are a choice like any other when they are several; `search` (as it is typed) replaces the default.
+
+    Raises `ConfigError` with a line per mistake.
+    """
+    config = run_config(preset, corpus, cells, changes)
+    fixed = dict(changes or {})
+    if not config.corpus.has_split("valid"):
+        raise ConfigError(
+            f"a sweep chooses by the validation split, and there is none: corpus.split={config.corpus.split}: "
+            "use --set corpus.split=90/5/5"
+        )
+    if name is not None and not NAME.fullmatch(name):
+        raise ConfigError(
+            f"`--name` must be up to 100 letters, digits and . _ - (a letter or digit first). Got {one_line(name)!r}"
+        )
+    dimensions = default_search(config, fixed) if not search else parse_search(search, config, fixed)
+    if len(config.cells) > 1:
+        dimensions = (Dimension(CELL, config.cells), *dimensions)
+    # Words decide whether numbers have an effect (the momentum of an optimizer), so they come first.
+    dimensions = tuple(sorted(dimensions, key=lambda d: not (d.choices and isinstance(d.choices[0], str | bool))))
+    source = resolve(config.corpus.name)
+    plan = Plan("", preset, corpus, fixed, config, source, dimensions, config)
+    hungriest = max(plan.corners(), key=lambda corner: corner.train.fewest_tokens)
+    return replace(plan, name=name or _default_name(plan), hungriest=hungriest)
+
+
+def difference(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what differs between two definitions, in words."""
+    keys = [*then, *(key for key in now if key not in then)]
+    return [
+        f"{key} was {then.get(key, 'not there')}, is {now.get(key, 'not there')}"
+        for key in keys
+        if then.get(key) != now.get(key)
+    ]
+
+
+def _default_name(plan: Plan) -> str:
+    """Return a name that says what is swept, and is another one for every definition."""
+    words = [plan.preset, plan.source.name, *plan.config.cells]
+    slugs = [re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")[:24] for word in words]
+    return "-".join([*filter(None, slugs), plan.digest[:8]])

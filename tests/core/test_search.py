@@ -1,0 +1,217 @@
+"""What a sweep may try: every proposal is a config, every mistake is told before anything starts."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnnlm_core import presets
+from rnnlm_core.config import RunConfig, check, flatten
+from rnnlm_core.errors import ConfigError, UsageError
+from rnnlm_core.presets import PRESETS, run_config
+from rnnlm_core.search import Plan, difference, make_plan
+from rnnlm_core.search_space import Dimension, Value
+
+
+def drawn(plan: Plan, seed: int) -> dict[str, Value]:
+    """Return a proposal at random."""
+    draw = random.Random(seed)  # noqa: S311 - no secret
+
+    def suggest(dimension: Dimension) -> Value:
+        if dimension.choices:
+            return draw.choice(dimension.choices)
+        if isinstance(dimension.low, int) and isinstance(dimension.high, int):
+            return draw.randint(dimension.low, dimension.high)
+        return dimension.tidy(draw.uniform(dimension.low, dimension.high))
+
+    return plan.propose(suggest)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name]().corpus.has_split("valid")])
+def test_whatever_the_default_search_proposes_is_a_config(name: str) -> None:
+    plan = make_plan(name)
+    assert {"train.learning_rate", "model.hidden_size", "model.dropout"} <= {d.key for d in plan.dimensions}
+    for seed in range(20):
+        config = plan.configured(drawn(plan, seed))
+        check(config)
+        assert len(config.cells) == 1
+
+
+@pytest.mark.parametrize("name", ["smoke", "time-machine-words", "ptb-zaremba-small"])
+def test_a_sweep_starts_from_the_preset_itself_with_each_cell(name: str) -> None:
+    plan = make_plan(name)
+    starts = [plan.configured(values) for values in plan.starts()]
+    assert starts == [run_config(name, cells=[cell]) for cell in run_config(name).cells]
+
+
+def test_a_preset_outside_the_search_is_no_start() -> None:
+    assert list(make_plan("smoke", search=["train.learning_rate=log:0.1..4"]).starts()) == []
+
+
+@pytest.mark.parametrize("name", ["d2l-time-machine", "lyrics"])
+def test_a_sweep_needs_a_validation_split(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"chooses by the validation split, .*: use --set corpus\.split=90/5/5"):
+        make_plan(name)
+    assert make_plan(name, changes={"corpus.split": "90/5/5"}).config.corpus.has_split("valid")
+
+
+def test_the_three_forms_of_a_space() -> None:
+    search = [
+        "model.hidden_size=64, 128",
+        "model.dropout=0..0.6",
+        "train.learning_rate=log:0.1..4",
+        "train.epochs=1..3",
+    ]
+    assert make_plan("smoke", cells=["gru"], search=search).dimensions == (
+        Dimension("model.hidden_size", (64, 128)),
+        Dimension("model.dropout", low=0.0, high=0.6),
+        Dimension("train.learning_rate", low=0.1, high=4.0, log=True),
+        Dimension("train.epochs", low=1, high=3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ("train.learing_rate=1,2", "unknown config key: train.learing_rate: did you mean train.learning_rate?"),
+        ("train.learning_rate", "`--search` takes KEY=SPACE: train.learning_rate: KEY=64,128,256 (one of these), KEY="),
+        ("model.hidden_size=", "`--search` takes KEY=SPACE: model.hidden_size=: "),
+        ("model.hidden_size=64", "needs two or more different values of model.hidden_size: 64: KEY=64,128,256"),
+        ("model.hidden_size=64,64", "needs two or more different values of model.hidden_size: 64,64"),
+        ("model.hidden_size=64,big", "`model.hidden_size` must be an integer. Got 'big'"),
+        ("train.epochs=1.5..3", "`train.epochs` must be an integer. Got '1.5'"),
+        ("train.learning_rate=2..1", "must be searched from a lower to a higher number: 2..1"),
+        ("train.learning_rate=1..inf", "must be searched from a lower to a higher number: 1..inf"),
+        ("train.learning_rate=log:0..1", "`train.learning_rate` has no logarithm at 0.0: log:0..1: begin above 0"),
+        ("train.optimizer=sgd..adam", "`train.optimizer` has no numbers to search between: sgd..adam: list its values"),
+        ("train.optimizer=sgd,adamm", "`train.optimizer` must be one of sgd, adam, adamw. Got 'adamm'"),
+        ("tokenizer.level=char,word", "`tokenizer.level` cannot be searched: char,word: a sweep varies model.* and"),
+        ("train.device=cpu,cuda", "`train.device` cannot be searched: cpu,cuda"),
+        ("cells=rnn,gru", "`cells` is searched by naming several: rnn,gru: use --cells rnn,gru"),
+        (
+            "train.epochs=0..3",
+            "the search can propose no config: cell=rnn, train.epochs=0: `train.epochs` must be at l",
+        ),
+        ("model.dropout=0.5..1", "model.dropout=1.0: `model.dropout` must be below 1.0. Got 1.0"),
+        ("train.batch_size=16,32", "`train.batch_size` is both set and searched: train.batch_size=16,32: leave out"),
+    ],
+)
+def test_a_mistake_is_a_line_that_says_what_is_understood(search: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan("smoke", changes={"train.batch_size": 8}, search=[search])
+    (line,) = caught.value.lines
+    assert told in line
+
+
+def test_several_mistakes_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan("smoke", search=["train.epoch=1,2", "model.dropout", "train.epochs=1,2", "train.epochs=2,3"])
+    assert len(caught.value.lines) == 3
+
+
+def test_a_combination_that_is_no_config_is_found_before_it_is_proposed() -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs=2, train\.patience=2: `train\.patience` must be below"):
+        make_plan("smoke", cells=["gru"], search=["train.epochs=2..5", "train.patience=0..2"])
+    make_plan("smoke", cells=["gru"], search=["train.epochs=3..5", "train.patience=0..2"])
+
+
+def test_more_choices_than_can_be_checked_are_refused() -> None:
+    search = [f"{key}=1..2" for key, value in flatten(RunConfig()).items() if type(value) is int and "train." in key]
+    search += [f"model.{key}=0.1..0.2" for key in ("dropout", "init_range")] + ["model.init=auto,torch,book,uniform"]
+    search += ["train.loss=mean,steps", "train.optimizer=sgd,adam,adamw", "train.schedule=constant,step,plateau,cosine"]
+    with pytest.raises(ConfigError, match="too many choices to check them beforehand"):
+        make_plan("smoke", search=search)
+
+
+def test_an_option_is_proposed_only_where_it_has_an_effect() -> None:
+    plan = make_plan(
+        "smoke",
+        search=["train.momentum=0..0.9", "train.optimizer=sgd,adamw", "model.reset_gate=auto,after"],
+    )
+    proposals = [drawn(plan, seed) for seed in range(40)]
+    assert {("train.momentum" in p, p["train.optimizer"]) for p in proposals} == {(True, "sgd"), (False, "adamw")}
+    assert {("model.reset_gate" in p, p["cell"]) for p in proposals} == {(True, "gru"), (False, "rnn"), (False, "lstm")}
+    for values in proposals:
+        plan.configured(values)
+
+
+def test_a_tied_embedding_is_as_wide_as_the_hidden_layer() -> None:
+    plan = make_plan("time-machine-words", cells=["lstm"], search=["model.hidden_size=64,128"])
+    for size in (64, 128):
+        config = plan.configured({"model.hidden_size": size})
+        assert (config.model.hidden_size, config.model.embedding_size) == (size, size)
+    both = make_plan("smoke", cells=["gru"], search=["model.tie_weights=true,false"])
+    assert both.configured({"model.tie_weights": True}).model.embedding_size == 64
+    assert both.configured({"model.tie_weights": False}).model.embedding_size == 32
+    with pytest.raises(ConfigError, match=r"`model\.tie_weights` needs model\.embedding_size equal"):
+        make_plan("time-machine-words", changes={"model.embedding_size": 256}, search=["model.hidden_size=128,256"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "search"),
+    [
+        ("smoke", {"train.epochs": "3", "generate.prefixes": "The ,A "}, None),
+        ("time-machine-words", {}, None),
+        ("smoke", {"model.reset_gate": "after"}, ["train.optimizer=sgd,adam", "train.momentum=0..0.9"]),
+    ],
+)
+def test_the_command_and_the_preset_function_are_the_proposal(
+    preset: str, changes: dict[str, str], search: list[str] | None
+) -> None:
+    plan = make_plan(preset, changes=changes, search=search)
+    for seed in range(12):
+        values = drawn(plan, seed)
+        expected = plan.configured(values)
+        words = plan.command(values)
+        assert words[:3] == ["run", "--preset", preset]
+        options = list(zip(words[1::2], words[2::2], strict=True))
+        sets = dict(value.split("=", 1) for option, value in options if option == "--set")
+        (cells,) = [value for option, value in options if option == "--cells"]
+        assert run_config(preset, None, [cells], sets) == expected
+        source = plan.preset_function(values, "Told.")
+        assert len(source.strip().splitlines()) == 3
+        names: dict[str, Any] = dict(vars(presets))
+        exec(source, names)  # noqa: S102 - what people are told to paste
+        (made,) = [value for name, value in names.items() if name.endswith("_swept")]
+        assert made() == expected
+
+
+def test_the_same_request_has_the_same_name_and_any_other_another(tmp_path: Path) -> None:
+    text = tmp_path / "My Text.txt"
+    text.write_text("the time traveller " * 500)
+
+    def name(**asked: Any) -> str:
+        return make_plan("smoke", **{"corpus": str(text), "cells": ["gru"], "changes": {}, **asked}).name
+
+    first = name()
+    assert first.startswith("smoke-my-text-txt-gru-")
+    assert name() == first
+    assert name(changes={"train.device": "cpu"}) == first  # a place, no setting
+    assert name(changes={"generate.length": 3}) == first
+    others = [name(cells=["rnn"]), name(changes={"train.epochs": 3}), name(search=["train.epochs=2..3"])]
+    text.write_text("the time traveler " * 500)
+    assert len({first, name(), *others}) == 5
+    assert name(name="mine.1") == "mine.1"
+
+
+@pytest.mark.parametrize("name", ["", "two words", "../up", "ü", "a" * 101])
+def test_a_name_is_plain(name: str) -> None:
+    with pytest.raises(ConfigError, match="`--name` must be up to 100 letters, digits"):
+        make_plan("smoke", name=name)
+
+
+def test_what_differs_is_named() -> None:
+    one = make_plan("smoke", cells=["gru"], search=["train.epochs=2..3"]).definition
+    other = make_plan("smoke", cells=["rnn"], search=["train.epochs=2..4"], changes={"model.dropout": 0.1}).definition
+    assert difference(one, one) == []
+    assert difference(one, other) == [
+        "cells was gru, is rnn",
+        "model.dropout was 0.0, is 0.1",
+        "search train.epochs was 2..3, is 2..4",
+    ]
+
+
+def test_unknown_names_are_told_as_by_run() -> None:
+    with pytest.raises(UsageError, match="unknown preset: smok: did you mean smoke"):
+        make_plan("smok")
