@@ -17,11 +17,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
 from rnnlm_core.errors import RnnlmError, TooLarge, by_name
 from rnnlm_core.store import Handle, Store
+
+if TYPE_CHECKING:
+    from rnnlm_core.train import Epoch
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
@@ -211,11 +214,11 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
     import torch
 
     from rnnlm_core.process_usage import Meter
-    from rnnlm_core.train import Epoch, train
+    from rnnlm_core.train import train
 
     meter = Meter()
 
-    def progress(epoch: Epoch) -> None:
+    def progress(epoch: "Epoch") -> None:
         say(usage=meter.read())
         say(epoch=asdict(epoch))
 

@@ -742,6 +742,7 @@ def test_d40_a_figure_that_is_no_number_is_shown_marked_and_warned_of(
     summary = {
         "preset": "smoke", "corpus": "book", "cells": {"gru": figures}, "best_cell": "gru",
         "parent_run_id": "1" * 32, "seconds": 1.0, "tasks": {"executed": 9, "cached": 0},
+        "report": "report.html", "model": {"name": "rnnlm-book", "version": 1, "champion": False, "reason": "none"},
     }  # fmt: skip
     monkeypatch.setattr(run_command, "flows_ready", nullcontext)
     monkeypatch.setattr(language_model, "language_model", lambda *_: summary)

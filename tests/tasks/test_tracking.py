@@ -171,6 +171,7 @@ def test_every_cell_has_the_same_metric_names_and_a_value_per_epoch(
         "vocabulary/size",
         "perf/median_tokens_per_second",
         "best/epoch",
+        "perf/train_minutes",
         "best/train_perplexity",
         "best/valid_perplexity",
     }
