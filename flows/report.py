@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.display import duration
 from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry
 from rnnlm_core.compare import PICTURE, Compared, Row
 from rnnlm_core.config import CELLS
@@ -31,7 +30,7 @@ from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import tracked_runs, tracking, workspace
 from tasks.tracking import FlowRun
 from tasks.tracking_database import experiment_id
-from tasks.wording import finite_figure
+from tasks.wording import duration, finite_figure
 
 if TYPE_CHECKING:
     from flows.summary import Ledger
@@ -184,12 +183,17 @@ def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
         seconds=seconds,
         curves=vector(store.path(compared.handle) / PICTURE).read_bytes(),
         zipf=vector(store.path(found.handle) / ZIPF).read_bytes(),
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), **_versions()},
         revision=_revision(run.parent_run_id),
         tracking_uri=without_password(workspace.tracking_uri()),
         experiment_id=experiment_id(),
         written=datetime.now(UTC),
     )
+
+
+def _versions() -> dict[str, str]:
+    installed = {found.name.lower() for found in metadata.distributions()}
+    return {name: metadata.version(name) for name in PACKAGES if name in installed}  # ours may run from its folder
 
 
 def _cell(ledger: "Ledger", row: Row) -> Cell:

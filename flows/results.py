@@ -60,14 +60,17 @@ def _section(section: Section) -> str:
 
 
 def _find(row: Published) -> TrackedRun | None:
-    """Return the newest finished training with exactly the settings of a row."""
+    """Return the newest finished training with exactly the settings of a row, rather one that was measured."""
     wanted = _training_parameters(run_config(row.preset, cells=[row.cell], changes=row.changes))
     defaults = _training_parameters(RunConfig())
-    for run in finished_cells(row.preset, row.cell):
+    found = [
+        run
+        for run in finished_cells(row.preset, row.cell)
         # A run from before a key existed has what is that key's default.
-        if all(run.parameters.get(key, defaults[key]) == value for key, value in wanted.items()):
-            return run
-    return None
+        if all(run.parameters.get(key, defaults[key]) == value for key, value in wanted.items())
+    ]
+    measured = [run for run in found if "perplexity" in run.metrics]  # a sweep's trainings are not
+    return next(iter(measured or found), None)
 
 
 def _training_parameters(config: RunConfig) -> dict[str, str]:

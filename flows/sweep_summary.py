@@ -7,12 +7,12 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 from rich.table import Table
 
-from flows.summary import figure
 from flows.tables import plain_table
 from rnnlm_core.search import Plan
 from tasks import tracked_trials, tracking
 from tasks.studies import COMPLETE, FAILED, PRUNED, Finished
 from tasks.tracking import FlowRun
+from tasks.wording import figure
 
 SHOWN = 10
 

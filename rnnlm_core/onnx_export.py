@@ -37,7 +37,7 @@ def check_installed() -> None:
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             what = "the export needs a package that is not installed"
-            raise ResourceError(what, package, "pip install 'rnnlm[onnx]'")
+            raise ResourceError(what, package, "pip install '.[onnx]' in the project folder")
 
 
 def export_onnx(saved: SavedModel) -> bytes:
@@ -56,9 +56,10 @@ def export_onnx(saved: SavedModel) -> bytes:
     from onnx import checker, helper
 
     graph = _Graph(saved.model)
-    if graph.num_bytes > MOST_BYTES:
+    size = graph.num_bytes + sum(len(text.encode()) for text in _metadata(saved).values())
+    if size > MOST_BYTES:
         raise ResourceError(
-            f"an ONNX file holds at most {MOST_BYTES:,} bytes", f"{graph.num_bytes:,} bytes of weights",
+            f"an ONNX file holds at most {MOST_BYTES:,} bytes", f"{size:,} bytes",
             "use the model itself",
         )  # fmt: skip
     model: ModelProto = helper.make_model(

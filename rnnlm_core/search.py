@@ -115,11 +115,13 @@ class Plan:
             if key.split(".")[0] in OF_A_TRAINING and key not in varied and key != "train.device"
         }
         digests = [digest for _, digest in self.source.files if digest]
+        # The name of an address is its last part alone, which other addresses share.
+        name = self.config.corpus.name if self.source.kind == "address" else self.source.name
         return {
             "preset": self.preset,
             "cells": ",".join(self.config.cells),
             **fixed,
-            "corpus.name": without_password(self.source.name),
+            "corpus.name": without_password(name),
             **({"text": hashlib.sha256("".join(digests).encode()).hexdigest()[:12]} if digests else {}),
             **{f"search {dimension.key}": dimension.text for dimension in self.dimensions},
         }
@@ -133,7 +135,7 @@ class Plan:
         """Return the arguments of `rnnlm` that run a proposal as a whole."""
         arguments = ["run", "--preset", self.preset]
         if self.corpus is not None:
-            arguments += ["--corpus", self.corpus]
+            arguments += ["--corpus", without_password(self.corpus)]
         arguments += ["--cells", self.cell(values)]
         for key, value in self._all_changes(values).items():
             arguments += ["--set", f"{key}={typed(value)}"]
@@ -143,11 +145,14 @@ class Plan:
         """Return a proposal as a preset: the three lines for `rnnlm_core/presets.py`."""
         name = re.sub(r"\W+", "_", f"{self.preset}_swept")
         changes = {key: list(v) if isinstance(v, tuple) else v for key, v in self._all_changes(values).items()}
-        call = f"run_config({self.preset!r}, {self.corpus!r}, [{self.cell(values)!r}], {changes!r})"
+        corpus = None if self.corpus is None else without_password(self.corpus)
+        call = f"run_config({self.preset!r}, {corpus!r}, [{self.cell(values)!r}], {changes!r})"
         return f'def {name}() -> RunConfig:\n    """{told}"""\n    return {call}\n'
 
     def _all_changes(self, values: Mapping[str, Value]) -> dict[str, Any]:
         changes = {key: read_value(key, value) for key, value in self.changes.items()} | self.changed(values)
+        if "corpus.name" in changes:
+            changes["corpus.name"] = without_password(changes["corpus.name"])
         flat = flatten(self.configured(values))
         return {key: value for key, value in changes.items() if key != "cells" and has_effect(key, flat)}
 
@@ -178,6 +183,9 @@ def make_plan(
             f"`--name` must be up to 100 letters, digits and . _ - (a letter or digit first). Got {one_line(name)!r}"
         )
     dimensions = default_search(config, fixed) if not search else parse_search(search, config, fixed)
+    keys = {dimension.key for dimension in dimensions}
+    if "model.embedding_size" in keys and (config.model.tie_weights or "model.tie_weights" in keys):
+        raise ConfigError("a tied embedding is as wide as the hidden layer: search model.hidden_size alone")
     if len(config.cells) > 1:
         dimensions = (Dimension(CELL, config.cells), *dimensions)
     # Words decide whether numbers have an effect (the momentum of an optimizer), so they come first.

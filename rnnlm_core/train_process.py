@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
-from rnnlm_core.errors import RnnlmError, TooLarge, by_name
+from rnnlm_core.errors import ResourceError, RnnlmError, by_name
 from rnnlm_core.store import Handle, Store
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train_in_child(
 
     `progress` receives each `train.Epoch` as plain data, `usage` before that what the child has used
     (`process_usage.Meter`). Raises what the child raised; a child that died raises
-    `TooLarge` with the signal.
+    `ResourceError` with the signal.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -143,7 +143,7 @@ def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmE
     tail = errors.read().decode(errors="replace").strip()[-2000:]
     if code < 0:
         name = signal.Signals(-code).name
-        return TooLarge(
+        return ResourceError(
             f"training of {job.cell} was killed",
             name,
             "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again",

@@ -10,12 +10,12 @@ from prefect.utilities.urls import url_for
 from tasks import workspace
 
 
-def origin(preset: str) -> dict[str, str]:
+def origin(preset: str, command: str) -> dict[str, str]:
     """Return the tags that fill MLflow's columns User, Source and Version."""
     scheduled = str(deployment.name or "")
     source = {
         "mlflow.source.type": "JOB" if scheduled else "LOCAL",
-        "mlflow.source.name": scheduled or f"rnnlm run --preset {preset}",
+        "mlflow.source.name": scheduled or f"{command} --preset {preset}",
     }
     return {**source, **_user(), **_revision()}
 

@@ -53,7 +53,8 @@ def promote(name: str, number: int, *, force: bool = False) -> Verdict:
         version = book.version(number)
         if version.champion and version.judged:
             return Verdict(True, "it is the champion already")
-        return book.judge(version, force=force)
+        verdict = book.judge(version, force=force)
+        return Verdict(True, "it is the champion already") if version.champion else verdict
 
 
 def roll_back(name: str) -> tuple[Version, Version]:

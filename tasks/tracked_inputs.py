@@ -7,6 +7,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.types import ColSpec, DataType, Schema
 
 from rnnlm_core.corpus import Corpus, corpus_conventions
+from rnnlm_core.errors import ResourceError
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import workspace
 from tasks.tracking_database import client
@@ -23,7 +24,8 @@ def log_corpus(run_id: str, name: str, corpus: Corpus, vocabulary: BuiltVocabula
     given = [DatasetInput(dataset, [InputTag("mlflow.data.context", ", ".join(corpus.splits))])]
     try:
         client().log_inputs(run_id, datasets=given)
-    except MlflowException:  # another run has just introduced this dataset to MLflow, which takes each once
+    except (MlflowException, ResourceError):
+        # Another run has just introduced this dataset to MLflow, which takes each once; a server's no is a ResourceError.
         client().log_inputs(run_id, datasets=given)
 
 

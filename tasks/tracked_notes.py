@@ -86,12 +86,17 @@ def _write(run: TrackedRun, name: tuple[str, str, str], note: str) -> None:
 
     The name has the figures in its middle: MLflow's list shows some twenty characters of it.
     """
-    present = run.tags.get(NOTE, "")
-    if not present or run.tags.get(WRITTEN) == _digest(present):
-        client().log_batch(run.run_id, tags=[RunTag(NOTE, note), RunTag(WRITTEN, _digest(note))])
+    write_note(run, note)
     called, (first, _, last) = run.tags.get("mlflow.runName", ""), name
     if called != "".join(name) and called.startswith(f"{first} ") and called.endswith(last):
         client().update_run(run.run_id, name="".join(name))
+
+
+def write_note(run: TrackedRun, note: str) -> None:
+    """Write the description of a run, unless somebody has written there since we did."""
+    present = run.tags.get(NOTE, "")
+    if not present or run.tags.get(WRITTEN) == _digest(present):
+        client().log_batch(run.run_id, tags=[RunTag(NOTE, note), RunTag(WRITTEN, _digest(note))])
 
 
 def _digest(text: str) -> str:

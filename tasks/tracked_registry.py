@@ -195,6 +195,7 @@ def find_version(name: str, run: Run) -> int | None:
 
 def create_version(name: str, run: Run, corpus: str) -> int:
     """Make a run's model a version, and return its number."""
+    uri = model_uri(run)
     try:
         client().get_registered_model(name)
     except MlflowException as error:
@@ -202,7 +203,6 @@ def create_version(name: str, run: Run, corpus: str) -> int:
             raise unreachable(error) from error
         about = f"The best cells trained on {corpus}. `{CHAMPION}` has the lowest validation perplexity."
         client().create_registered_model(name, tags={"rnnlm.corpus": corpus}, description=about)
-    uri = model_uri(run)
     model_id = uri.removeprefix("models:/")
     created = client().create_model_version(
         name, uri, run.info.run_id, tags=_facts(run, corpus), description=_description(run), model_id=model_id

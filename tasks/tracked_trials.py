@@ -15,7 +15,7 @@ from mlflow.entities import Metric
 
 from rnnlm_core.errors import RnnlmError
 from rnnlm_core.train import Epoch
-from tasks import progress, tracking
+from tasks import progress, tracked_notes, tracked_runs, tracking
 from tasks.studies import FAILED, PRUNED, Outcome, Trial
 from tasks.tracking import FlowRun
 from tasks.tracking_database import client
@@ -43,14 +43,12 @@ def open_trial(sweep: FlowRun, sweep_id: str, trial: Trial, cell: str, parameter
     """Open the run of a trial, or open again the one it has; `parameters` are those of its training, all of them."""
     query = f"tags.`rnnlm.sweep_id` = '{sweep_id}' AND tags.`rnnlm.trial` = '{trial.number}'"
     tags = {
+        **tracking.about(sweep, tracking.SWEEP),
         tracking.PARENT: sweep.parent_run_id,
         "rnnlm.kind": "trial",
         "rnnlm.sweep_id": sweep_id,
         "rnnlm.trial": str(trial.number),
         "rnnlm.cell": cell,
-        "rnnlm.preset": sweep.preset,
-        "rnnlm.corpus": sweep.corpus,
-        "prefect.flow_run_id": sweep.prefect_flow_run_id,
     }
     varied = {key: parameter_text(value) for key, value in trial.values.items()} | {"cell": cell}
     run_id = tracking.find_or_create(query, f"trial {trial.number} · {cell}", tags, varied)
@@ -96,7 +94,8 @@ def training_run(run: TrialRun) -> str:
 def describe_sweep(sweep: FlowRun, note: str, tags: Mapping[str, str], best: tuple[int, float] | None) -> None:
     """Write on the run of a sweep what it came to; `best` is the number of trials and the best perplexity of them."""
     run_id = sweep.parent_run_id
-    tracking.set_tags(run_id, {"mlflow.note.content": note, **tags})
+    tracking.set_tags(run_id, dict(tags))
+    tracked_notes.write_note(tracked_runs.tracked(client().get_run(run_id)), note)
     if best is not None:
         trials, value = best
         said = {metric.step for metric in client().get_metric_history(run_id, CHOSEN_BY)}

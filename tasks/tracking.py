@@ -26,6 +26,7 @@ PARENT = "mlflow.parentRunId"
 FLUSH_SECONDS = 2.0
 TRAINING_KEYS = ("corpus", "tokenizer", "model", "train")
 CONFIG_FILE = "config.json"
+SWEEP = "rnnlm sweep"
 OF_AN_END = ("rnnlm.error", "rnnlm.pruned_at_epoch")
 
 
@@ -63,14 +64,14 @@ def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flo
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
     texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
     flow = FlowRun("", preset, corpus, texts, prefect_flow_run_id, json.dumps(parameters, ensure_ascii=False, indent=1))
-    about = {**_about(flow), "rnnlm.kind": "pipeline", "rnnlm.cells": ",".join(parameters.get("cells", ()))}
-    flow = replace(flow, parent_run_id=_create(f"{preset} · {corpus}", about, dict(texts)))
+    tags = {**about(flow), "rnnlm.kind": "pipeline", "rnnlm.cells": ",".join(parameters.get("cells", ()))}
+    flow = replace(flow, parent_run_id=_create(f"{preset} · {corpus}", tags, dict(texts)))
     with _closing(flow.parent_run_id):
         log_text(flow.parent_run_id, flow.config, CONFIG_FILE)
         yield flow
 
 
-def _about(flow: FlowRun) -> dict[str, str]:
+def about(flow: FlowRun, command: str = "rnnlm run") -> dict[str, str]:
     """Return the tags that parent and children share: what to filter by, and where they come from."""
     parameters = dict(flow.parameters)
     keys = {"rnnlm.level": "tokenizer.level", "rnnlm.implementation": "model.implementation"}
@@ -78,7 +79,7 @@ def _about(flow: FlowRun) -> dict[str, str]:
         "rnnlm.preset": flow.preset,
         "rnnlm.corpus": flow.corpus,
         **{tag: parameters[key] for tag, key in keys.items() if key in parameters},
-        **run_origin.origin(flow.preset),
+        **run_origin.origin(flow.preset, command),
         **_owner(flow),
     }
 
@@ -98,14 +99,14 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
     if found is not None:
         run_id = _open_again(found, {PARENT: flow.parent_run_id, **_owner(flow)}, settings)
     else:
-        about = {
-            **_about(flow),
+        own = {
+            **about(flow),
             PARENT: flow.parent_run_id,
             "rnnlm.kind": "cell",
             "rnnlm.cell": cell,
             "rnnlm.key": key,
         }
-        run_id = _create(f"{cell} · {flow.corpus}", {**about, **tags}, settings)
+        run_id = _create(f"{cell} · {flow.corpus}", {**own, **tags}, settings)
     with _closing(run_id):
         log_text(run_id, _settings_file(flow, cell), CONFIG_FILE)
         yield run_id
@@ -123,11 +124,11 @@ def sweep_run(
 ) -> Iterator[FlowRun]:
     """Open the run of a sweep, or open again the one it has; it ends FINISHED, FAILED or KILLED as the block ends."""
     query = f"tags.`rnnlm.kind` = 'sweep' AND tags.`rnnlm.sweep_id` = '{sweep_id}'"
-    tags = {"rnnlm.kind": "sweep", "rnnlm.sweep": name, "rnnlm.sweep_id": sweep_id, "rnnlm.preset": preset,
-            "rnnlm.corpus": corpus, "prefect.flow_run_id": prefect_flow_run_id}  # fmt: skip
+    flow = FlowRun("", preset, corpus, tuple(parameters.items()), prefect_flow_run_id)
+    tags = {**about(flow, SWEEP), "rnnlm.kind": "sweep", "rnnlm.sweep": name, "rnnlm.sweep_id": sweep_id}
     run_id = find_or_create(query, f"sweep {name}", tags, parameters)
     with _closing(run_id):
-        yield FlowRun(run_id, preset, corpus, tuple(parameters.items()), prefect_flow_run_id)
+        yield replace(flow, parent_run_id=run_id)
 
 
 def find_or_create(query: str, name: str, tags: dict[str, str], parameters: dict[str, str]) -> str:

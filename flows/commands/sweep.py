@@ -72,6 +72,8 @@ def _done(plan: Any, trials: int) -> dict[str, Any] | None:
     from flows.sweep_summary import summarize
     from tasks.studies import find_study
 
+    if plan.source.cache_identity() is None:  # it may hold another text today
+        return None
     found = find_study(plan)
     if found is None:
         return None

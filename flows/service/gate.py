@@ -53,20 +53,21 @@ class Gate:
             await send(message)
 
         try:
-            self._check(scope["scheme"], Headers(scope=scope))
+            self._check(Headers(scope=scope))
         except Refused as error:
             await JSONResponse(error_content(error), error.status)(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)
 
-    def _check(self, scheme: str, headers: Headers) -> None:
+    def _check(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             known = ", ".join(sorted(self.allowed_hosts))
             remedy = f"use its address or one of: {known}; `rnnlm serve --allowed-host NAME` allows another"
             raise Refused(421, "this service is not known under that name", ", ".join(hosts), remedy)
         for origin in headers.getlist("origin"):
-            if origin.lower() != f"{scheme}://{hosts[0].lower()}":
+            # A proxy that speaks https to the browser speaks http to us, of the same host.
+            if origin.lower() not in {f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")}:
                 raise Refused(403, "a page of another address may not ask", origin, "open this service's own page")
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             raise Refused(403, "a page of another address may not ask", "", "open this service's own page")

@@ -119,9 +119,13 @@ class Error:
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the errors that an address answers with, 400 and 403 among them."""
-    told = {400: "The body is not JSON in UTF-8.", 403: "A page of another address may not ask."} | STATUSES
-    return {status: {"model": Error, "description": told[status]} for status in (400, 403, *statuses)}
+    """Return the errors that an address answers with, those of every address among them."""
+    told = {
+        400: "The body is not JSON in UTF-8.",
+        403: "A page of another address may not ask.",
+        421: "This service is not known under that host name.",
+    } | STATUSES
+    return {status: {"model": Error, "description": told[status]} for status in (400, 403, 421, *statuses)}
 
 
 def generate_request(models: list[str], limits: Limits) -> dict[str, Any]:

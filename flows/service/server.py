@@ -15,7 +15,9 @@ from fastapi import FastAPI
 from rnnlm_core.errors import ResourceError, UsageError
 
 IDLE_SECONDS = 30
-"""How long a connection is kept on which nothing is asked."""
+"""How long a connection is kept after an answer."""
+MOST_CONNECTIONS = 1024
+"""More are answered with 503 at once."""
 STOPPING_SECONDS = 5
 """How long answers may take to end once the server is asked to stop: they end at the next token."""
 
@@ -55,6 +57,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app, http="h11", ws="none", lifespan="on", log_config=None, log_level="error", access_log=False,
                 server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
+                limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=STOPPING_SECONDS,
             )
         )  # fmt: skip

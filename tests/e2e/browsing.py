@@ -25,6 +25,8 @@ PATIENCE = 180.0
 """Seconds for a server to start or a page to be there, on a machine that has other things to do."""
 # MLflow's page asks who is logged in; only a server with its `basic-auth` app has an answer to that.
 NO_LOGIN = ("Failed to load resource: the server responded with a status of 404 (Not Found)", "users/current")
+# Chromium's word for a table of MLflow's that is laid out again in the next frame.
+LAID_OUT_LATER = "ResizeObserver loop completed with undelivered notifications."
 COMPARED = "valid/perplexity"
 
 
@@ -43,7 +45,9 @@ class Watched:
 
     def _hear(self, message: ConsoleMessage) -> None:
         text, address = NO_LOGIN
-        known = message.text == text and message.location["url"].endswith(address)
+        known = message.text.endswith(LAID_OUT_LATER) or (
+            message.text == text and message.location["url"].endswith(address)
+        )
         if message.type == "error" and not known:
             self.complaints.append(f"{message.text} ({message.location['url']})")
 

@@ -32,7 +32,8 @@ print(json.dumps({
 def python(logged: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that was made with the model's requirements.txt."""
     place = tmp_path_factory.mktemp("fresh")
-    asked = download_artifacts(artifact_uri=f"{logged.uri}/requirements.txt", tracking_uri=logged.tracking_uri)
+    with logged.tracked_here():
+        asked = Path(download_artifacts(logged.uri)) / "requirements.txt"
     subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
     python = place / "venv" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", "--requirement"]
