@@ -25,7 +25,7 @@ def log_corpus(run_id: str, name: str, corpus: Corpus, vocabulary: BuiltVocabula
     try:
         client().log_inputs(run_id, datasets=given)
     except (MlflowException, ResourceError):
-        # Another run has just introduced this dataset to MLflow, which takes each once; a server's no is a ResourceError.
+        # Another run has just introduced this dataset to MLflow, which takes each once.
         client().log_inputs(run_id, datasets=given)
 
 
