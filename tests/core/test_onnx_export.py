@@ -102,7 +102,7 @@ def test_a_file_of_another_model_is_noticed(cell: str) -> None:
 def test_without_the_extra_its_name_is_told(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = export_onnx(saved_model())
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ResourceError, match=rf"not installed: {package}: pip install 'rnnlm\[onnx\]'"):
+    with pytest.raises(ResourceError, match=rf"not installed: {package}: pip install '\.\[onnx\]'"):
         export_onnx(saved_model())
     with pytest.raises(ResourceError, match=rf"not installed: {package}: pip"):
         check_onnx(data, saved_model())

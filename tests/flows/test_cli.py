@@ -498,7 +498,7 @@ def test_an_export_that_cannot_be_is_one_line_before_the_model_is_read(
     refused(rnnlm("export", "--model", "gru", "--output", nowhere), 5, "cannot write the results", str(nowhere))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     asked = rnnlm("export", "--model", "gru", "--output", tmp_path / "model.onnx")
-    refused(asked, 5, "needs a package that is not installed", "pip install 'rnnlm[onnx]'")
+    refused(asked, 5, "needs a package that is not installed", "pip install '.[onnx]'")
     assert not bare_home.exists()
 
 

@@ -511,11 +511,17 @@ def test_only_our_own_names_are_answered(service: Service, host: str, status: in
     assert "content-security-policy" in answer.headers
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:8000", "http://localhost:1", ""])
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:8001", "http://localhost:1", ""])
 def test_a_foreign_page_may_not_ask(service: Service, origin: str) -> None:
     answer = service.ask("/generate", GOOD, Host="localhost:8000", Origin=origin)
     refused(answer, 403, "a page of another address may not ask")
     assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_own_page_may_ask_also_through_a_proxy_that_speaks_https(service: Service, scheme: str) -> None:
+    answer = service.ask("/generate", GOOD, Host="localhost:8000", Origin=f"{scheme}://localhost:8000")
+    assert answer.status_code == 200
 
 
 def test_a_form_of_a_foreign_page_may_not_ask(service: Service) -> None:
