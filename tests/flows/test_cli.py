@@ -732,7 +732,7 @@ def test_what_is_damaged_is_listed_mended_and_made_again(
         assert answer.err.startswith("error: the project is damaged: ")
         mended = rnnlm("doctor")
         assert mended.code == 0, mended
-        assert f"told MLflow the new place of 4 runs: {finished.home} → {home}" in mended.out
+        assert re.search(rf"told MLflow the new place of \d+ runs: {finished.home} → {home}\n", mended.out)
         assert f"removed artifact corpus:{corpus.name[:12]}" in mended.out
         assert rnnlm("verify").code == 0
 

@@ -213,6 +213,7 @@ def test_a_trial_that_diverges_counts_and_says_why(run_sweep: Sweep, home: Path)
     assert pending(workspace.store()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on_as_if_it_never_was(
     run_sweep: Sweep, train_here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
