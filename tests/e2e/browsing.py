@@ -179,11 +179,11 @@ def show_curves(page: Page, metric: str) -> None:
     beside.scroll_into_view_if_needed()
     beside.hover()
     deadline = time.monotonic() + PATIENCE
-    while not link.is_visible():
+    while not link.count():
         assert time.monotonic() < deadline, f"{metric} is not in the table of metrics"
         page.mouse.wheel(0, 200)
         page.wait_for_timeout(200)
-    link.click()
+    link.evaluate("link => link.click()")  # names and values scroll apart, so it may lie under the edge of the table
     page.locator(".scatterlayer .trace .js-line").first.wait_for(state="attached")
 
 
