@@ -21,6 +21,7 @@ from tasks import health, relocation, tracked_models, tracked_runs, tracking, wo
 from tasks.corpus import corpus
 from tasks.download import download
 from tasks.evaluate import evaluate
+from tasks.stopping import stop_requested
 from tasks.tokenize import tokenize
 from tasks.tracking_database import client
 from tasks.train import TrackedTraining, train
@@ -45,6 +46,7 @@ def kept(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     text.write_text("the time traveller spoke and we listened until the lamps burned low. " * 87)
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         live_in(was, patch)
+        stop_requested.clear()  # a flow that failed before, in another test, has left its wish to stop
         was.mkdir()
         shutil.copyfile(empty_database, was / "mlflow.db")
         place_experiment(was, (was / "artifacts" / "mlflow").as_uri())
