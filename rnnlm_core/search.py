@@ -56,7 +56,7 @@ class Plan:
         flat = flatten(self.config)
         for cell in self.config.cells:
             here = flat | {CELL: cell}
-            values = self.propose(lambda dimension, here=here: here[dimension.key])  # type: ignore[misc]
+            values = self.propose(_found_in(here))
             if all(d.holds(values[d.key]) for d in self.dimensions if d.key in values):
                 yield values
 
@@ -93,7 +93,7 @@ class Plan:
         seen = set()
         for corner in itertools.product(*(dimension.corners for dimension in self.dimensions)):
             at = dict(zip((dimension.key for dimension in self.dimensions), corner, strict=True))
-            values = self.propose(lambda dimension, at=at: at[dimension.key])  # type: ignore[misc]
+            values = self.propose(_found_in(at))
             if (key := tuple(values.items())) in seen:
                 continue
             seen.add(key)
@@ -155,6 +155,10 @@ class Plan:
             changes["corpus.name"] = without_password(changes["corpus.name"])
         flat = flatten(self.configured(values))
         return {key: value for key, value in changes.items() if key != "cells" and has_effect(key, flat)}
+
+
+def _found_in(values: Mapping[str, Value]) -> Callable[[Dimension], Value]:
+    return lambda dimension: values[dimension.key]
 
 
 def make_plan(

@@ -80,11 +80,7 @@ class Version:
         return Candidate(self.number, self.valid_perplexity, *about)
 
 
-Champion = Version
-"""The version that has the alias `champion`."""
-
-
-def champions() -> dict[str, Champion]:
+def champions() -> dict[str, Version]:
     """Return the champion of each registered model of ours that has one, by the name of the model."""
     numbers = {model.name: model.aliases[CHAMPION] for model in _models(OURS) if CHAMPION in model.aliases}
     return {name: version(name, int(number), int(number)) for name, number in numbers.items()}
