@@ -91,6 +91,17 @@ def _mark_as_ours(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other thread or process changes what is published in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_abandoned(path: Path) -> bool:
     """Say whether a draft or a temporary file has lost the process that was writing it."""
     try:
@@ -122,9 +133,13 @@ def folder_fault(folder: Path, sha256: str = "") -> str:
     `sha256` is the artifact's digest; without it the manifest is taken at its word.
     """
     try:
-        manifest = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        return _fault(folder, sha256)
+    except (FileNotFoundError, NotADirectoryError):  # also when it is removed while it is read
         return "is missing"
+
+
+def _fault(folder: Path, sha256: str) -> str:
+    manifest = (folder / MANIFEST).read_bytes()
     if sha256 and hashlib.sha256(manifest).hexdigest() != sha256:
         return "has a changed manifest"
     try:
@@ -199,6 +214,14 @@ class Store:
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
 
+    def remove_damaged(self, handle: Handle) -> str:
+        """Remove an artifact unless it is whole (again); return what was wrong with it, or "" if it stays."""
+        with _alone_in(self.path(handle).parent):
+            fault = self.fault(handle)
+            if fault:
+                self.remove(handle)
+        return fault
+
     def sweep(self) -> list[Path]:
         """Remove the drafts and temporary files of processes that are gone; return what was removed."""
         drafts = [path for path in self.root.glob(f"*/{DRAFT}*") if is_abandoned(path)]
@@ -258,15 +281,13 @@ class Draft:
         self.folder.chmod(0o755)
         crashpoint(f"sealed:{self.kind}")
         place = self.store.path(handle)
-        if place.exists() and self.store.fault(handle):
-            self.store.remove(handle)
-        if not place.exists():
-            try:
-                self.folder.rename(place)
-            except OSError:
-                # Another process published the same content in between: keep its copy if it is whole.
+        if self.store.fault(handle):
+            with _alone_in(place.parent):
+                # Another one may have published the same content since: only what is still damaged gives way.
                 if self.store.fault(handle):
-                    raise
+                    if place.exists():
+                        self.store.remove(handle)
+                    self.folder.rename(place)
             sync_file(place.parent)
         crashpoint(f"published:{self.kind}")
         return handle

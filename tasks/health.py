@@ -75,9 +75,7 @@ def repair() -> Iterator[str]:
     store = workspace.store()
     yield from tidy()
     for handle in store.handles():
-        fault = store.fault(handle)
-        if fault and store.path(handle).exists():
-            store.remove(handle)
+        if store.fault(handle) and (fault := store.remove_damaged(handle)):
             yield f"removed artifact {handle}, which {fault}: the next run makes it again"
     for folder in _logged_models():
         fault = folder_fault(folder, folder.name)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,18 +149,31 @@ def test_a_draft_that_is_not_published_leaves_nothing(store: Store) -> None:
     assert _everything_in(store.root) == ["text"]
 
 
-def test_a_copy_that_another_process_published_first_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overtaken(self: Path, place: Path) -> None:
-        shutil.copytree(self, place)
-        raise FileExistsError(place)
+def test_a_damaged_artifact_that_several_publish_at_once_is_mended_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes away the good copy that another one has just put in the damaged one's place."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(30):
+            handle = _put(store, whole="words", more="lines")
+            (store.path(handle) / "more.txt").write_text("damaged")
+            with ThreadPoolExecutor(4) as pool:
+                at_once = [pool.submit(lambda: store.open(_put(store, whole="words", more="lines"))) for _ in range(4)]
+            assert [each.result() for each in at_once] == [store.path(handle)] * 4
+    finally:
+        sys.setswitchinterval(often)
+    assert not list(store.root.glob("text/.draft-*"))
 
-    monkeypatch.setattr(Path, "rename", overtaken)
+
+def test_what_was_mended_in_between_is_not_removed_as_damaged(store: Store) -> None:
     handle = _put(store, whole="words")
-    assert (store.open(handle) / "whole.txt").read_text() == "words"
-    assert _everything_in(store.root / "text") == [
-        handle.sha256,
-        *(f"{handle.sha256}/{n}" for n in ("manifest.json", "whole.txt")),
-    ]
+    assert store.remove_damaged(handle) == ""
+    (store.path(handle) / "whole.txt").write_text("wordz")
+    assert store.remove_damaged(handle) == "has a damaged whole.txt"
+    assert not store.path(handle).exists()
 
 
 def test_a_rename_that_fails_is_not_hidden(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
