@@ -33,7 +33,8 @@ SLOWEST_FIRST = ("gru", "lstm", "rnn")
 @flow(
     name="language-model",
     task_runner=ThreadPoolTaskRunner(max_workers=THREADS),
-    result_serializer=VerifiedSerializer(),  # Prefect keeps a flow's failure too, by default as a pickle
+    persist_result=False,
+    result_serializer=VerifiedSerializer(),  # Prefect keeps a flow's failure all the same, by default as a pickle
 )
 def language_model(
     preset: str = "quickstart",

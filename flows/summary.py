@@ -12,7 +12,7 @@ from flows.comparison import CellFigures, markdown_table
 from flows.report import publish
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
 from rnnlm_core.corpus import Corpus
-from rnnlm_core.download import Source
+from rnnlm_core.download import Source, Text
 from rnnlm_core.errors import PartialError
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
@@ -22,6 +22,7 @@ from tasks.evaluate import TrackedEvaluation
 from tasks.generate import Samples
 from tasks.progress import News
 from tasks.tracked_registry import Version
+from tasks.tracked_runs import TEXT
 from tasks.tracking import FlowRun
 from tasks.train import TrackedTraining, minutes
 from tasks.wording import figure
@@ -124,8 +125,9 @@ class Ledger:
                 cached = stages.train.state.name == "Cached"
                 self.cells[cell] = (self.results["train", cell], self.results["generate", cell], cached)
 
-    def note_corpus(self, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
+    def note_corpus(self, text: Text, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
         """Note on the parent run which corpus is read, before its cells note it too: MLflow takes a new one once."""
+        tracking.set_tags(self.run.parent_run_id, {TEXT: text.handle.sha256})
         tracked_inputs.log_corpus(self.run.parent_run_id, self.run.corpus, corpus, vocabulary)
 
     def describe(self, eos: str, corpus: Corpus, vocabulary: BuiltVocabulary, text: Statistics) -> None:

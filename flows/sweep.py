@@ -41,6 +41,7 @@ Setting = tuple[str, ModelConfig, TrainConfig]
 @flow(
     name="sweep",
     task_runner=ThreadPoolTaskRunner(max_workers=max(THREADS, 2 * workspace.cpu_slots())),
+    persist_result=False,
     result_serializer=VerifiedSerializer(),
 )
 def sweep(

@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ PROMOTED: Final = "promoted"
 FORCED: Final = "forced"
 ROLLED_BACK: Final = "rolled back"
 NOTICED: Final = "found moved"
+OOV_MARGIN: Final = 0.001
 _MOVE = re.compile(rf"version (\d+), ({PROMOTED}|{FORCED}|{ROLLED_BACK}|{NOTICED}) (\S+): (.*)")
 
 
@@ -36,6 +37,12 @@ class Candidate:
     corpus_sha256: str
     tokenizer: str
     split: str
+    measured: bool = False
+    """Whether it was measured again, on the corpus of another: `measured_again`."""
+
+    def measured_again(self, perplexity: float, other: "Candidate") -> "Candidate":
+        """Return this version with the perplexity that it has on the validation split of another one's corpus."""
+        return replace(other, version=self.version, valid_perplexity=perplexity, measured=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def decide(candidate: Candidate, champion: Candidate | None) -> Verdict:
         return Verdict(False, f"valid perplexity {ours} is no figure to compare with")
     if champion is None:
         return Verdict(True, f"the first with a validation perplexity ({_texts(ours)[0]})")
-    holder = f"version {champion.version}"
+    holder = f"version {champion.version}" + (", measured on this corpus" if champion.measured else "")
     theirs = champion.valid_perplexity
     if theirs is None or not math.isfinite(theirs):
         figure = "no validation perplexity" if theirs is None else f"valid perplexity {theirs}"
@@ -70,6 +77,16 @@ def decide(candidate: Candidate, champion: Candidate | None) -> Verdict:
     if ours < theirs:
         return Verdict(True, f"valid perplexity {our_text} is below {their_text} ({holder})")
     return Verdict(False, f"valid perplexity {our_text} is not below champion's {their_text} ({holder})")
+
+
+def knows_fewer(ours: float, theirs: float, champion: int) -> str:
+    """Return why figures on the same text cannot be compared: the candidate knows fewer of its tokens; "" if they can.
+
+    A rare token is cheap to predict as `<unk>`. `ours` and `theirs` are out-of-vocabulary rates.
+    """
+    if ours <= theirs + OOV_MARGIN:
+        return ""
+    return f"{ours:.2%} of the tokens are unknown to it, {theirs:.2%} to champion (version {champion}): not comparable"
 
 
 def _difference(candidate: Candidate, champion: Candidate) -> str:

@@ -4,7 +4,7 @@ A version without verdict, left by a kill, is judged by the next run that comes.
 `rnnlm.move.NNNN` of the registered model. One process at a time decides about a name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -57,6 +57,28 @@ def promote(name: str, number: int, *, force: bool = False) -> Verdict:
         return Verdict(True, "it is the champion already") if version.champion else verdict
 
 
+def judge_measured(name: str, number: int, champion: int, perplexity: float) -> Version:
+    """Apply the rule to a version once the champion was measured on its corpus; return it as it then stands.
+
+    If another has become the champion in between, that one is the rival, as far as it can be compared.
+    """
+    with _alone(name):
+        book = _Book(name)
+        version = book.version(number)
+        if not version.champion:
+            book.judge(version, measured={champion: perplexity})
+        return book.version(number)
+
+
+def keep_champion(name: str, number: int, reason: str) -> Version:
+    """Note why a version is not the champion; return it."""
+    with _alone(name):
+        book = _Book(name)
+        if not book.version(number).champion:
+            book.lose(number, reason)
+        return book.version(number)
+
+
 def roll_back(name: str) -> tuple[Version, Version]:
     """Give the place back to the last holder that still exists; return who had it and who has it now.
 
@@ -103,14 +125,20 @@ class _Book:
         found = [tracked_registry.as_version(one, self.champion) for one in reversed(newest)]
         return [one for one in found if not one.judged]
 
-    def judge(self, version: Version, *, force: bool = False) -> Verdict:
-        """Apply the rule to a version and write down what came of it."""
+    def judge(self, version: Version, *, force: bool = False, measured: Mapping[int, float] | None = None) -> Verdict:
+        """Apply the rule to a version and write down what came of it.
+
+        `measured` holds, by number, the perplexities that rivals have on the validation split of this version.
+        """
         if self.champion == version.number:  # moved, and not told: by a kill, or in MLflow
             rival = next(reversed(self.held_before(version.number)), None)
         else:
             self.notice()
             rival = self.champion
-        verdict = decide(version.candidate, self.version(rival).candidate if rival else None)
+        holder = self.version(rival).candidate if rival else None
+        if holder is not None and measured and rival in measured:
+            holder = holder.measured_again(measured[rival], version.candidate)
+        verdict = decide(version.candidate, holder)
         if verdict.wins:
             self.move(version, PROMOTED, verdict.reason)
         elif force:
@@ -118,8 +146,12 @@ class _Book:
         elif self.champion == version.number:
             self.move(version, NOTICED, BY_HAND)
         else:
-            self._tag(version.number, LOST, verdict.reason)
+            self.lose(version.number, verdict.reason)
         return verdict
+
+    def lose(self, number: int, reason: str) -> None:
+        """Note why a version is not the champion."""
+        self._tag(number, LOST, reason)
 
     def notice(self) -> None:
         """Note that the alias is not where the last move has left it."""

@@ -12,6 +12,8 @@ from rnnlm_core.errors import DataError
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
 MINUTES = "perf/train_minutes"
+TEXT = "rnnlm.text_sha256"
+CONFIG = "rnnlm.config_sha256"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ def finished_cells(preset: str, cell: str) -> list[TrackedRun]:
     )
     found = client().search_runs([experiment_id()], query, order_by=["attributes.start_time DESC"])
     return [tracked(run) for run in found]
+
+
+def last_text(config_sha256: str) -> str | None:
+    """Return the digest of the text that the newest finished run of a config has read, None if there is none."""
+    query = (
+        "attributes.status = 'FINISHED' AND tags.`rnnlm.kind` = 'pipeline' "
+        f"AND tags.`{CONFIG}` = '{_quoted(config_sha256)}'"
+    )
+    found = newest(query) if has_database() else None
+    return None if found is None else found.data.tags.get(TEXT)
 
 
 def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:

@@ -4,6 +4,7 @@ Runs are opened with an explicit client and run id, never through a global activ
 The same training is the same run: a cell that is trained again under the same key writes into the run it had.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,11 +65,21 @@ def parent_run(preset: str, corpus: str, parameters: dict[str, Any], prefect_flo
     """Open the parent run of a flow run; it ends FINISHED, FAILED or KILLED as the block ends."""
     texts = tuple((key, parameter_text(value)) for key, value in parameters.items())
     flow = FlowRun("", preset, corpus, texts, prefect_flow_run_id, json.dumps(parameters, ensure_ascii=False, indent=1))
-    tags = {**about(flow), "rnnlm.kind": "pipeline", "rnnlm.cells": ",".join(parameters.get("cells", ()))}
+    tags = {
+        **about(flow),
+        "rnnlm.kind": "pipeline",
+        "rnnlm.cells": ",".join(parameters.get("cells", ())),
+        tracked_runs.CONFIG: config_sha256(parameters),
+    }
     flow = replace(flow, parent_run_id=_create(f"{preset} · {corpus}", tags, dict(texts)))
     with _closing(flow.parent_run_id):
         log_text(flow.parent_run_id, flow.config, CONFIG_FILE)
         yield flow
+
+
+def config_sha256(parameters: Mapping[str, Any]) -> str:
+    """Return the digest of a whole config."""
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
 
 def about(flow: FlowRun, command: str = "rnnlm run") -> dict[str, str]:

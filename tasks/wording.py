@@ -1,11 +1,13 @@
 """Figures, times and commands in words, the same wherever people read them."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from rnnlm_core.config import flatten
+from rnnlm_core.errors import one_line
 from rnnlm_core.presets import PRESETS, run_config
 
 LONGEST_PARAMETER = 6000
@@ -21,6 +23,11 @@ def finite_figure(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return figure(value) if math.isfinite(value) else "∞"
+
+
+def plain(text: str) -> str:
+    """Return a text on one line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", one_line(text))
 
 
 def duration(seconds: float) -> str:
