@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run test test-all faults check results ui browser screenshots
+.PHONY: install run test test-all faults check results up down ui browser screenshots
 
 install: $(STAMP)
 
@@ -46,6 +46,12 @@ screenshots: $(BROWSER)  ## the pictures of the README, of the newest run
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md
+
+up: $(STAMP)  ## Prefect's server, a worker and MLflow's pages on loopback, all deployed; Ctrl-C ends them
+	$(BIN)/rnnlm up
+
+down: $(STAMP)  ## end what `rnnlm up --detach` has started
+	$(BIN)/rnnlm down
 
 ui: $(STAMP)  ## both user interfaces on loopback, until Ctrl-C
 	@echo "MLflow:  http://127.0.0.1:5000"; echo "Prefect: http://127.0.0.1:4200"; \

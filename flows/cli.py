@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import export, generate, known, models, run, serve, sweep, tracked, upkeep
+from flows.commands import export, generate, known, models, run, serve, sweep, tracked, up, upkeep
 from rnnlm_core.errors import ResourceError, RnnlmError, one_line, suggestion
 
 INTERRUPTED = 130
@@ -36,6 +36,8 @@ for command in (
     tracked.results,
     models.models,
     models.promote,
+    up.up,
+    up.down,
     upkeep.verify,
     upkeep.doctor,
 ):
@@ -123,3 +125,7 @@ def _fail(message: str, code: int) -> None:
         typer.echo(message, err=True)
     sys.stdout.flush()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -43,9 +43,7 @@ def watch_corpus(
         known = tracked_runs.last_text(tracking.config_sha256(flatten(config) | {"corpus.name": shown}))
         if known != text.sha256:
             return retrained(preset, corpus, cells, changes, tolerance)
-        message = (
-            f"{UNCHANGED}: {shown} holds the text of the last run ({text.sha256[:12]}), nothing is trained"
-        )
+        message = f"{UNCHANGED}: {shown} holds the text of the last run ({text.sha256[:12]}), nothing is trained"
         create_markdown_artifact(key="watch-corpus", markdown=plain(message), description=message)
         return Completed(
             name="Unchanged", message=message, data={"verdict": UNCHANGED, "reason": message, "text": text.sha256}

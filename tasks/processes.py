@@ -19,6 +19,11 @@ def host() -> str:
     return socket.gethostname()
 
 
+def worker_name() -> str:
+    """Return what the worker of this machine that `rnnlm up` starts is called."""
+    return f"rnnlm@{host()}"
+
+
 def start_of(process: psutil.Process) -> str:
     """Return when a process began, in words that stay the same when somebody sets the clock.
 
@@ -45,6 +50,11 @@ def is_alive(pid: str, started: str) -> bool:
 def flow_run_tag() -> str:
     """Return the tag that a flow run of this process carries from its first moment on."""
     return PREFIX + ":".join(this_process().values())
+
+
+def is_tagged(tags: list[str]) -> bool:
+    """Whether a flow run with these tags says which process it belongs to."""
+    return any(tag.startswith(PREFIX) for tag in tags)
 
 
 def has_ended(tags: list[str]) -> bool:

@@ -4,9 +4,10 @@ A run that a worker has started carries its process as a tag from here on, as th
 any later start can tell whether it is still there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from prefect import tags
@@ -18,11 +19,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.objects import FlowRun, StateType, Worker, WorkerStatus
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 
 from tasks import processes, progress
 
@@ -47,7 +51,7 @@ def claimed() -> Iterator[None]:
 def drop_missed(api: SyncPrefectClient, deployment_id: UUID, keep: int) -> Iterator[FlowRun]:
     """Cancel the runs of a deployment whose time has passed, but for the `keep` newest; yield those that went."""
     missed = api.read_flow_runs(
-        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
+        deployment_filter=_deployment(deployment_id),
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
             expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
@@ -57,3 +61,78 @@ def drop_missed(api: SyncPrefectClient, deployment_id: UUID, keep: int) -> Itera
     for run in missed[keep:]:
         api.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"Missed: {LATE}."))
         yield run
+
+
+def has_pool(pool: str) -> bool:
+    """Whether Prefect knows a work pool."""
+    with get_client(sync_client=True) as api:
+        try:
+            api.read_work_pool(pool)
+        except ObjectNotFound:
+            return False
+        return True
+
+
+def repair(pool: str) -> Iterator[str]:
+    """Put the runs of a work pool in order before a worker of this machine starts; yield what was done, line by line.
+
+    Nothing that this machine's worker had started may be under way. A run that ended in the middle goes on at once,
+    as a new one; of the runs whose time has passed meanwhile only the newest is left, and none beside one that goes on.
+    """
+    with get_client(sync_client=True) as api:
+        for run in _left_open(api, pool):
+            api.set_flow_run_state(run.id, Crashed(message="Its worker is gone."), force=True)
+            yield f"closed Prefect flow run {run.name}, whose worker is gone"
+        for one in _pages(api.read_deployments, work_pool_filter=_in(pool), sort=DeploymentSort.NAME_ASC):
+            broken = _broken_off(api, one.id)
+            for run in drop_missed(api, one.id, keep=0 if broken else 1):
+                yield f"dropped run {run.name} of {one.name}, which was missed"
+            if broken:
+                goes_on = api.create_flow_run_from_deployment(
+                    one.id, parameters=broken.parameters, idempotency_key=f"goes-on-{broken.id}"
+                )
+                yield f"run {goes_on.name} of {one.name} goes on where {broken.name} has ended"
+
+
+def _in(pool: str) -> WorkPoolFilter:
+    return WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+
+
+def _pages(read: Callable[..., list[Any]], **query: Any) -> Iterator[Any]:
+    """Yield everything that a query of Prefect finds, page after page."""
+    seen = 0
+    while page := read(**query, offset=seen):
+        yield from page
+        seen += len(page)
+
+
+def _left_open(api: SyncPrefectClient, pool: str) -> list[FlowRun]:
+    """Return the runs that Prefect believes under way and that no living process of another machine can hold."""
+    under_way = FlowRunFilter(
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+        )
+    )
+    found = list(_pages(api.read_flow_runs, flow_run_filter=under_way, work_pool_filter=_in(pool)))
+    alone = all(worker.name == processes.worker_name() for worker in _online(api, pool))
+    return [run for run in found if processes.has_ended(run.tags) or (alone and not processes.is_tagged(run.tags))]
+
+
+def _online(api: SyncPrefectClient, pool: str) -> list[Worker]:
+    return [worker for worker in api.read_workers_for_work_pool(pool) if worker.status == WorkerStatus.ONLINE]
+
+
+def _broken_off(api: SyncPrefectClient, deployment_id: UUID) -> FlowRun | None:
+    """Return the newest run of a deployment that has started, if it has crashed: killed, or asked to stop."""
+    ended = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.RUNNING]
+    newest = api.read_flow_runs(
+        deployment_filter=_deployment(deployment_id),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ended))),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=1,
+    )
+    return next((run for run in newest if run.state is not None and run.state.is_crashed()), None)
+
+
+def _deployment(deployment_id: UUID) -> DeploymentFilter:
+    return DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))

@@ -125,9 +125,7 @@ def test_a_failure_is_told_and_raised(
     assert "the file is empty" in events[0][2]["reason"]
 
 
-def test_what_is_watched_is_trained_only_when_it_has_changed(
-    home: Path, text: Path, train_here: list[str]
-) -> None:
+def test_what_is_watched_is_trained_only_when_it_has_changed(home: Path, text: Path, train_here: list[str]) -> None:
     def watch() -> dict[str, Any]:
         return watch_corpus(str(text), "smoke", ["rnn"], TINY)
 

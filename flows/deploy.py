@@ -1,0 +1,50 @@
+"""What must be right before a worker starts: MLflow's database, the runs of dead processes, the pool, the deployments.
+
+`python -m flows.deploy` does it and says what it did: a process of its own, so that what stays up stays small.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rnnlm_core.errors import ResourceError, RnnlmError
+from tasks import workspace
+
+POOL = "rnnlm"
+FILE = "prefect.yaml"
+
+
+def deploy() -> None:
+    """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`."""
+    from tasks import health, scheduled_runs, tracking_database
+
+    tracking_database.experiment_id()
+    if not scheduled_runs.has_pool(POOL):
+        prefect("work-pool", "create", POOL, "--type", "process")
+    for done in [*health.tidy(), *scheduled_runs.repair(POOL)]:
+        print(done, flush=True)
+    prefect("deploy", "--all")
+
+
+def prefect(*arguments: str) -> None:
+    """Run a command of Prefect in the project; raises `ResourceError` with its last words if that fails."""
+    # Not `python -m prefect`: with -P nothing in the current folder can be taken for a module of it.
+    command = [str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=workspace.PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = " ".join((done.stdout + done.stderr).split())
+        raise ResourceError(f"`prefect {' '.join(arguments)}` failed", words[-300:], f"see {FILE}")
+
+
+def main() -> None:
+    """Deploy, or say in one line why that did not go."""
+    workspace.prepare_environment()
+    try:
+        deploy()
+    except RnnlmError as error:
+        print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Everything that scheduled runs need, up until it is told to end: Prefect's server, a worker, MLflow's pages.
+
+All listen on this machine alone. What dies is started again; before a worker starts, first or again, the runs of the
+one before are put in order. `up.json` in Prefect's home says who looks after it and where the pages are.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from flows.deploy import POOL
+from flows.services import STOP_SECONDS, Service, end_marked
+from rnnlm_core.download import without_password
+from rnnlm_core.errors import ResourceError
+from rnnlm_core.store import write_atomically
+from tasks import processes, workspace
+
+HOST = "127.0.0.1"
+STARTUP_SECONDS = 180
+LOOK_SECONDS = 0.5
+MOST_DEATHS, WITHIN_SECONDS = 5, 120.0
+"""What dies more often than this within so many seconds will not get better by itself."""
+SERVER = {
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    # In memory, the slots of a server that was killed would stay taken for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
+WORKER = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
+MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be up: the ports of both servers on this machine, and how many runs may be under way."""
+
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
+    runs: int = 2
+
+
+@dataclass(frozen=True)
+class Up:
+    """What is up: whose process looks after it, and the addresses of Prefect, its API and MLflow."""
+
+    pid: int
+    started: str
+    prefect: str
+    api: str
+    mlflow: str
+    ready: bool
+
+
+def home() -> Path:
+    """Return Prefect's home, as whoever is up and whoever looks for it must see it."""
+    return Path(os.environ["PREFECT_HOME"]).expanduser().resolve()
+
+
+def note() -> Path:
+    """Return the file that says what is up."""
+    return home() / "up.json"
+
+
+def logs() -> Path:
+    """Return the folder of the logs."""
+    return workspace.artifacts() / "logs"
+
+
+def running() -> Up | None:
+    """Return what is up, None if nothing is."""
+    try:
+        found = Up(**json.loads(note().read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return found if processes.is_alive(str(found.pid), found.started) else None
+
+
+def stay_up(plan: Plan, tell: Callable[[str], None]) -> None:
+    """Start everything and look after it until SIGINT or SIGTERM; `tell` is called with what happens, line by line.
+
+    Raises `ResourceError` if a port is taken, if something does not start or dies again and again.
+    """
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _only_one():
+            _Roof(plan, tell, asked).stay()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(tell: Callable[[str], None]) -> bool:
+    """End what is up, and what a killed one has left behind; say whether there was anything."""
+    found = running()
+    if found is not None:
+        process = psutil.Process(found.pid)
+        process.terminate()
+        try:
+            process.wait(timeout=3 * STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+    left = end_marked(str(home()))
+    if left:
+        tell(f"ended {len(left)} processes that were left behind")
+    note().unlink(missing_ok=True)
+    return found is not None or bool(left)
+
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    home().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home() / "up.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        there = running()
+        raise ResourceError("it is up already", there.prefect if there else home(), "`rnnlm down` ends it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Roof:
+    """The services, and what is done for them."""
+
+    def __init__(self, plan: Plan, tell: Callable[[str], None], asked: threading.Event) -> None:
+        self.plan, self.tell, self.asked = plan, tell, asked
+        self.deaths: list[float] = []
+        self.prefect = f"http://{HOST}:{plan.prefect_port}"
+        theirs = os.environ.get("PREFECT_API_URL", "")
+        self.own_prefect = not theirs or theirs.rstrip("/") == f"{self.prefect}/api"
+        self.api = f"{self.prefect}/api" if self.own_prefect else theirs
+        uri = workspace.tracking_uri()
+        self.own_mlflow = not uri.startswith(("http://", "https://"))
+        self.mlflow = f"http://{HOST}:{plan.mlflow_port}" if self.own_mlflow else uri
+        scripts, port = Path(sys.executable).parent, str(plan.prefect_port)
+        self.server = self._service(
+            "prefect-server",
+            [str(scripts / "prefect"), "server", "start", "--host", HOST, "--port", port],
+            SERVER,
+            f"{self.api}/health",
+        )
+        self.worker = self._service(
+            "worker",
+            [
+                *(str(scripts / "prefect"), "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"),
+                *("--name", processes.worker_name(), "--limit", str(plan.runs)),
+            ],
+            WORKER,
+        )
+        self.pages = self._service(
+            "mlflow",
+            [
+                *(str(scripts / "mlflow"), "server", "--workers", "1", "--host", HOST, "--port", str(plan.mlflow_port)),
+            ],
+            {**MLFLOW, "MLFLOW_BACKEND_STORE_URI": uri},  # not in the command, which everybody on the machine sees
+            f"{self.mlflow}/health",
+        )
+        self.services = [
+            *([self.server] if self.own_prefect else []),
+            *([self.pages] if self.own_mlflow else []),
+            self.worker,
+        ]
+
+    def _service(self, name: str, command: list[str], environment: dict[str, str], health: str = "") -> Service:
+        chosen = {key: os.environ.get(key, value) for key, value in environment.items()}
+        return Service(name, command, logs() / f"{name}.log", home(), {**chosen, "PREFECT_API_URL": self.api}, health)
+
+    def stay(self) -> None:
+        """Start, look after, and end everything."""
+        if left := end_marked(str(home())):
+            self.tell(f"ended {len(left)} processes of one that was killed")
+        self._check_ports()
+        try:
+            self._note(ready=False)
+            self._start()
+            self._note(ready=True)
+            while not self.asked.wait(LOOK_SECONDS):
+                self._look()
+        finally:
+            self.tell("stopping: flows keep their checkpoints …")
+            for service in reversed(self.services):
+                service.stop()
+            end_marked(str(home()))
+            note().unlink(missing_ok=True)
+
+    def _check_ports(self) -> None:
+        ports = {"prefect": self.plan.prefect_port} if self.own_prefect else {}
+        ports |= {"mlflow": self.plan.mlflow_port} if self.own_mlflow else {}
+        for name, port in ports.items():
+            try:
+                socket.create_server((HOST, port)).close()
+            except OSError as error:
+                value, remedy = f"{HOST}:{port} ({error.strerror})", f"end what is there, or give --{name}-port"
+                raise ResourceError("the port is taken", value, remedy) from error
+
+    def _start(self) -> None:
+        """Start everything in order; a wish to end is heard in between."""
+        if self.own_prefect:
+            self.tell("starting Prefect's server (10 to 30 s) …")
+            self._start_and_wait(self.server)
+        else:
+            from flows.server import Api
+
+            Api(self.api).check()
+        self.tell("deploying …")
+        self._deploy()
+        if self.asked.is_set():
+            return
+        self._start_and_wait(self.worker)
+        if self.own_mlflow:
+            self.tell("starting MLflow's pages (10 to 30 s) …")
+            self._start_and_wait(self.pages)
+        for line in (
+            f"Prefect:  {self.prefect if self.own_prefect else without_password(self.api.removesuffix('/api'))}",
+            f"API:      {without_password(self.api)}   (export PREFECT_API_URL={without_password(self.api)})",
+            f"MLflow:   {without_password(self.mlflow)}",
+            f"logs:     {logs()}",
+        ):
+            self.tell(line)
+
+    def _start_and_wait(self, service: Service) -> None:
+        service.start()
+        if service.health:
+            service.wait_until_up(STARTUP_SECONDS, self.asked.is_set)
+
+    def _deploy(self) -> None:
+        """Put runs and deployments in order, in a process of its own."""
+        environment = {**os.environ, "PREFECT_API_URL": self.api}
+        command = [sys.executable, "-P", "-m", "flows.deploy"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        for line in done.stdout.splitlines():
+            self.tell(line)
+        if done.returncode and not self.asked.is_set():
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ResourceError("nothing was deployed", reason.removeprefix("error: "), f"see {logs()}")
+
+    def _look(self) -> None:
+        """Start again what has died."""
+        for service in self.services:
+            if service.ended is None or self.asked.is_set():
+                continue
+            now = time.monotonic()
+            self.deaths = [moment for moment in self.deaths if now - moment < WITHIN_SECONDS] + [now]
+            if len(self.deaths) > MOST_DEATHS:
+                value = f"{service.name} (exit code {service.ended})"
+                raise ResourceError("it dies again and again", value, f"see {service.log}")
+            self.tell(f"warning: {service.name} has died (exit code {service.ended}): starting it again")
+            service.stop()  # what it has left behind
+            if service is self.worker:
+                self._deploy()
+            self._start_and_wait(service)
+
+    def _note(self, ready: bool) -> None:
+        me = processes.this_process()
+        told = Up(
+            int(me["rnnlm.pid"]), me["rnnlm.started"], self.prefect, without_password(self.api),
+            without_password(self.mlflow), ready,
+        )  # fmt: skip
+        write_atomically(note(), json.dumps(asdict(told), indent=1).encode())
