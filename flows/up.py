@@ -32,11 +32,9 @@ LOOK_SECONDS = 0.5
 MOST_DEATHS, WITHIN_SECONDS = 5, 120.0
 """What dies more often than this within so many seconds will not get better by itself."""
 SERVER = {
-    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     # In memory, the slots of a server that was killed would stay taken for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
-WORKER = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
 MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
@@ -160,7 +158,6 @@ class _Roof:
                 *(str(scripts / "prefect"), "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"),
                 *("--name", processes.worker_name(), "--limit", str(plan.runs)),
             ],
-            WORKER,
         )
         self.pages = self._service(
             "mlflow",
@@ -176,8 +173,10 @@ class _Roof:
             self.worker,
         ]
 
-    def _service(self, name: str, command: list[str], environment: dict[str, str], health: str = "") -> Service:
-        chosen = {key: os.environ.get(key, value) for key, value in environment.items()}
+    def _service(
+        self, name: str, command: list[str], environment: dict[str, str] | None = None, health: str = ""
+    ) -> Service:
+        chosen = {key: os.environ.get(key, value) for key, value in (environment or {}).items()}
         return Service(name, command, logs() / f"{name}.log", home(), {**chosen, "PREFECT_API_URL": self.api}, health)
 
     def stay(self) -> None:

@@ -10,6 +10,13 @@ import typer
 
 from rnnlm_core.errors import ResourceError
 
+LOGGED = {
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "ERROR",
+}
+"""Commands are silent about what they tell themselves; here the logs are all there is."""
+
 
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once all is up; `rnnlm down` ends it.")] = False,
@@ -20,6 +27,8 @@ def up(
     """Start Prefect's server, a worker and MLflow's pages here, and deploy `prefect.yaml`; Ctrl-C ends all."""
     from tasks import workspace
 
+    for name, level in LOGGED.items():
+        os.environ.setdefault(name, level)
     workspace.prepare_environment()
     from flows.up import Plan, stay_up
 

@@ -1,0 +1,117 @@
+"""Deployments that start by themselves: `rnnlm up`, a schedule, a watched file, and what comes when they are stopped."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from stack import TINY, Stack, invented_text, now, stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One stack for the tests of this file, in their order."""
+    with stack(tmp_path_factory.mktemp("up")) as one:
+        one.start()
+        yield one
+
+
+@pytest.fixture(scope="module")
+def text(up: Stack) -> Path:
+    """The text that the deployments of this file read."""
+    path = up.home / "text.txt"
+    path.write_text(invented_text(0))
+    return path
+
+
+def test_it_prints_the_addresses_and_they_answer(up: Stack) -> None:
+    assert f"Prefect:  http://127.0.0.1:{up.prefect_port}\n" in up.said
+    assert f"MLflow:   http://127.0.0.1:{up.mlflow_port}\n" in up.said
+    for address in (f"{up.api}/health", f"http://127.0.0.1:{up.mlflow_port}/health"):
+        assert httpx.get(address, timeout=60).status_code == 200
+    names = {one["name"] for one in up.ask("deployments")}
+    assert names == {"smoke", "nightly-time-machine", "weekly-words", "watch-corpus"}
+
+
+def test_a_schedule_fires_twice_and_the_second_run_does_only_cached_work(up: Stack, text: Path) -> None:
+    parameters = {"preset": "smoke", "corpus": str(text), "cells": ["gru"], "changes": TINY}
+    up.deploy("every-20-seconds", "flows.retrain.retrain", parameters)
+    first, second = up.wait_for(
+        lambda: up.completed("every-20-seconds")[:2][1:] and up.completed("every-20-seconds")[:2], 240
+    )
+    assert first["auto_scheduled"]
+    assert second["auto_scheduled"]
+    assert up.trainings() == 1
+    pipelines = up.mlflow(
+        "SELECT runs.status, found.value FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid LEFT JOIN tags AS found "
+        "ON found.run_uuid = runs.run_uuid AND found.key = 'rnnlm.found_trained' "
+        "WHERE tags.key = 'rnnlm.kind' AND tags.value = 'pipeline' ORDER BY runs.start_time LIMIT 2"
+    )
+    assert pipelines == [("FINISHED", None), ("FINISHED", "gru")]
+    messages = [one["state"]["message"].split(":")[0] for one in (first, second)]
+    assert messages == ["promoted", "unchanged"]
+    (verdict, *_) = up.ask("artifacts", artifacts={"key": {"any_": ["verdict-rnnlm-text-txt"]}})
+    assert "validation perplexity" in verdict["data"]
+    up.deploy("every-20-seconds", "flows.retrain.retrain", parameters, every=None)
+
+
+def test_a_watched_file_is_trained_when_it_was_edited_and_only_then(up: Stack, text: Path) -> None:
+    parameters = {"preset": "smoke", "corpus": str(text), "cells": ["gru"], "changes": TINY | {"train.epochs": 1}}
+    up.deploy("watch-text", "flows.watch_corpus.watch_corpus", parameters)
+    up.wait_for(lambda: len(up.completed("watch-text")) >= 3, 280)
+    before = up.trainings()
+    assert [run["state_name"] for run in up.completed("watch-text")[:3]] == ["Completed", "Unchanged", "Unchanged"]
+    text.write_text(invented_text(0) + " " + invented_text(1, 500))
+    edited = now()
+    up.wait_for(lambda: any(run["state_name"] == "Completed" for run in up.completed("watch-text", edited)), 280)
+    assert up.trainings() == before + 1
+    up.deploy("watch-text", "flows.watch_corpus.watch_corpus", parameters, every=None)
+
+
+def test_a_wrong_parameter_is_refused_before_there_is_a_run(up: Stack) -> None:
+    for parameter, said in (
+        ("preset=smokey", "'smokey' is not one of"),
+        ('changes={"train.epochz": 1}', "train.epochz"),
+    ):
+        refused = up.run("prefect", "deployment", "run", "watch-corpus/watch-corpus", "-p", parameter)
+        assert refused.returncode == 1
+        assert said in refused.stdout + refused.stderr
+
+
+def test_a_second_one_is_refused_in_one_line(up: Stack) -> None:
+    refused = up.run("rnnlm", "up", "--prefect-port", up.prefect_port)
+    assert refused.returncode == 5
+    assert refused.stderr == f"error: it is up already: http://127.0.0.1:{up.prefect_port}: `rnnlm down` ends it\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_when_asked(up: Stack, number: int) -> None:
+    if up.process is None or up.process.poll() is not None:
+        up.start()
+    assert up.stop(number) == 0
+    assert up.processes() == []
+    assert not (up.home / "prefect" / "up.json").exists()
+    assert up.run("rnnlm", "down").stdout == "nothing is up\n"
+
+
+def test_detached_it_is_ended_by_down(up: Stack) -> None:
+    ports = ["--prefect-port", up.prefect_port, "--mlflow-port", up.mlflow_port]
+    done = up.run("rnnlm", "up", "--detach", *ports)
+    assert done.returncode == 0, done.stderr
+    assert "`rnnlm down` ends it" in done.stdout
+    assert httpx.get(f"{up.api}/health", timeout=60).status_code == 200
+    assert up.run("rnnlm", "down").returncode == 0
+    assert up.processes() == []
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(up: Stack) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = up.run("rnnlm", "up", "--prefect-port", port, "--mlflow-port", up.mlflow_port)
+    assert refused.returncode == 5
+    assert f"error: the port is taken: 127.0.0.1:{port}" in refused.stderr
