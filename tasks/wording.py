@@ -1,11 +1,13 @@
 """Figures, times and commands in words, the same wherever people read them."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from rnnlm_core.config import flatten
+from rnnlm_core.errors import one_line
 from rnnlm_core.presets import PRESETS, run_config
 
 LONGEST_PARAMETER = 6000
@@ -27,6 +29,17 @@ def duration(seconds: float) -> str:
     """Return a time in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def markdown_text(text: str) -> str:
+    """Return a text on one line that Markdown shows as it is, in a cell of a table too: nothing in it is markup."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", one_line(text))
+
+
+def markdown_block(text: str) -> str:
+    """Return a text as a block of Markdown that shows it as it is; no fence in it is as long as the block's own."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def parameter_text(value: Any) -> str:
