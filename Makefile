@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run test test-all faults check results up down ui browser screenshots
+.PHONY: install run smoke test test-all faults check results up down ui browser screenshots
 
 install: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)  ## the quickstart: three cells on an embedded corpus
 	$(BIN)/rnnlm run
 
+smoke: $(STAMP)  ## the whole chain, tiny, checked; SUMMARY=FILE appends what came of it to a file, in Markdown
+	$(BIN)/rnnlm smoke $${SUMMARY:+--summary "$$SUMMARY"}
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
@@ -27,6 +30,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/zizmor --offline --no-progress --strict-collection --persona pedantic .github/workflows
 
 faults: $(STAMP)  ## kill, damage, fill and lock, hundreds of times; two hours and more
 	RNNLM_KILLS=50 RNNLM_SEEDS=200 RNNLM_COMMANDS=10 RNNLM_EXAMPLES=500 $(BIN)/python -m pytest tests/faults -s

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.tracked_runs import TrackedRun, train_minutes
-from tasks.wording import figure
+from tasks.wording import figure, markdown_text
 
 ORDERS = ("started", "valid", "test")
 COLUMNS = (
@@ -95,11 +95,11 @@ def _of_run(run: TrackedRun, champion: bool) -> CellFigures:
 
 
 def markdown_table(cells: Sequence[CellFigures], names: Mapping[str, str] | None = None) -> str:
-    """Return the comparison as a Markdown table; `names` says what to write for each cell."""
+    """Return the comparison as a Markdown table; `names` says, in Markdown, what to write for each cell."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for one in cells:
-        cell, *rest = one.texts
-        lines.append("| " + " | ".join([(names or {}).get(cell, cell), *rest]) + " |")
+        cell, *rest = map(markdown_text, one.texts)
+        lines.append("| " + " | ".join([(names or {}).get(one.cell, cell), *rest]) + " |")
     return "\n".join(lines) + "\n"
 
 

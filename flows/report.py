@@ -183,7 +183,7 @@ def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
         seconds=seconds,
         curves=vector(store.path(compared.handle) / PICTURE).read_bytes(),
         zipf=vector(store.path(found.handle) / ZIPF).read_bytes(),
-        versions={"python": platform.python_version(), **_versions()},
+        versions=versions(),
         revision=_revision(run.parent_run_id),
         tracking_uri=without_password(workspace.tracking_uri()),
         experiment_id=experiment_id(),
@@ -191,9 +191,11 @@ def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures depend on."""
     installed = {found.name.lower() for found in metadata.distributions()}
-    return {name: metadata.version(name) for name in PACKAGES if name in installed}  # ours may run from its folder
+    ours = {name: metadata.version(name) for name in PACKAGES if name in installed}  # ours may run from its folder
+    return {"python": platform.python_version(), **ours}
 
 
 def _cell(ledger: "Ledger", row: Row) -> Cell:

@@ -26,7 +26,7 @@ from tasks import scheduled_runs, tracked_champion, tracked_registry, tracked_ru
 from tasks.caching import VerifiedSerializer
 from tasks.measure_champion import measure_champion
 from tasks.tracked_registry import Version
-from tasks.wording import figure, plain
+from tasks.wording import figure, markdown_text
 
 EVENT = "rnnlm.retraining."
 PROMOTED, KEPT, REGRESSION, UNCHANGED, FAILED = "promoted", "kept", "regression", "unchanged", "failed"
@@ -180,7 +180,7 @@ def _tell(outcome: Outcome, summary: dict[str, Any]) -> None:
     create_markdown_artifact(
         key="verdict-" + "".join(c if c.isalnum() and c.isascii() else "-" for c in outcome.model).strip("-"),
         markdown=(
-            f"# {outcome.model}: {outcome.verdict}\n\n{plain(outcome.reason)}\n\n"
+            f"# {outcome.model}: {outcome.verdict}\n\n{markdown_text(outcome.reason)}\n\n"
             f"| | validation perplexity |\n|---|---|\n{table}\n\nMLflow run {summary['parent_run_id']}\n"
         ),
         description=f"{outcome.verdict}: {outcome.reason}",

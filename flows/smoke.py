@@ -7,8 +7,9 @@ from typing import Any
 from prefect import flow
 
 from flows.language_model import language_model
+from rnnlm_core.errors import RnnlmError
 from rnnlm_core.presets import smoke as smoke_config
-from tasks import tracked_models, tracked_runs
+from tasks import scheduled_runs, tracked_models, tracked_runs
 from tasks.caching import VerifiedSerializer
 
 NUM_STAGES = 5 + 3 * 3 + 1
@@ -23,11 +24,28 @@ class Check:
 
 
 @flow(name="smoke", persist_result=False, result_serializer=VerifiedSerializer())
-def smoke() -> list[dict[str, Any]]:
-    """Run the `smoke` preset twice and return what was checked and whether it held.
+def smoke() -> dict[str, Any]:
+    """Run the `smoke` preset twice and return what was checked (`checks`) and what both came to (`runs`).
 
     Meant for CI and for a first look at a new machine. Stages that were done before are found, not repeated.
+    Raises `ChecksFailedError` if a check did not hold.
     """
+    with scheduled_runs.claimed():
+        outcome = _checked()
+    if failed := [check["what"] for check in outcome["checks"] if not check["held"]]:
+        raise ChecksFailedError(outcome, "; ".join(failed))
+    return outcome
+
+
+class ChecksFailedError(RnnlmError):
+    """Something that must hold did not; carries what the flow would have returned."""
+
+    def __init__(self, outcome: dict[str, Any], failed: str) -> None:
+        super().__init__("checks failed", failed, "this is a bug: please report it")
+        self.outcome = outcome
+
+
+def _checked() -> dict[str, Any]:
     first, second = language_model("smoke"), language_model("smoke")
     checks = [
         Check("every stage ran", sum(first["tasks"].values()) == NUM_STAGES),
@@ -37,7 +55,7 @@ def smoke() -> list[dict[str, Any]]:
     for cell, figures in first["cells"].items():
         checks += _cell_checks(cell, figures)
     checks.append(_champion_check(first["model"]["name"]))
-    return [vars(check) for check in checks]
+    return {"checks": [vars(check) for check in checks], "runs": [first, second]}
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rnnlm_core.presets import run_config
 from tasks import scheduled_runs, tracked_runs, tracking
 from tasks.caching import VerifiedSerializer
 from tasks.download import download
-from tasks.wording import plain
+from tasks.wording import markdown_text
 
 
 @flow(name="watch-corpus", persist_result=False, result_serializer=VerifiedSerializer())
@@ -44,7 +44,7 @@ def watch_corpus(
         if known != text.sha256:
             return retrained(preset, corpus, cells, changes, tolerance)
         message = f"{UNCHANGED}: {shown} holds the text of the last run ({text.sha256[:12]}), nothing is trained"
-        create_markdown_artifact(key="watch-corpus", markdown=plain(message), description=message)
+        create_markdown_artifact(key="watch-corpus", markdown=markdown_text(message), description=message)
         return Completed(
             name="Unchanged", message=message, data={"verdict": UNCHANGED, "reason": message, "text": text.sha256}
         )

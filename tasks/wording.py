@@ -25,15 +25,21 @@ def finite_figure(value: float | None) -> str:
     return figure(value) if math.isfinite(value) else "∞"
 
 
-def plain(text: str) -> str:
-    """Return a text on one line that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", one_line(text))
-
-
 def duration(seconds: float) -> str:
     """Return a time in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def markdown_text(text: str) -> str:
+    """Return a text on one line that Markdown shows as it is, in a cell of a table too: nothing in it is markup."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", one_line(text))
+
+
+def markdown_block(text: str) -> str:
+    """Return a text as a block of Markdown that shows it as it is; no fence in it is as long as the block's own."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def parameter_text(value: Any) -> str:

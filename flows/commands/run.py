@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.screen import check_writable, flows_ready, not_finite, show, warn, write_json
-from rnnlm_core.errors import ConfigError
+from rnnlm_core.errors import ConfigError, RnnlmError
 
 
 def run(
@@ -35,19 +35,52 @@ def run(
     _print_summary(summary)
 
 
-def smoke() -> None:
+def smoke(
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append what came of it to this file, in Markdown, also when a check failed; "
+            'for CI: --summary "$GITHUB_STEP_SUMMARY".',
+        ),
+    ] = None,
+) -> None:
     """Run the whole chain, tiny, and check it; exit 0 only if every check held."""
     from tasks import workspace
 
+    if summary is not None:
+        check_writable(summary, append=True)
     workspace.prepare_environment()
-    with flows_ready():
-        from flows.smoke import smoke as smoke_flow
+    try:
+        with flows_ready():
+            from flows.smoke import ChecksFailedError
+            from flows.smoke import smoke as smoke_flow
 
-        checks = smoke_flow()
-    for check in checks:
+            try:
+                outcome = smoke_flow()
+            except ChecksFailedError as error:
+                outcome = error.outcome
+    except Exception as error:
+        _summarize_error(error, summary)
+        raise
+    for check in outcome["checks"]:
         typer.echo(f"{'ok' if check['held'] else 'FAILED':<7} {check['what']}")
-    if not all(check["held"] for check in checks):
+    if summary is not None:
+        from flows import smoke_summary
+
+        smoke_summary.append(summary, smoke_summary.of_outcome(outcome))
+    if not all(check["held"] for check in outcome["checks"]):
         raise typer.Exit(1)
+
+
+def _summarize_error(error: Exception, summary: Path | None) -> None:
+    if summary is not None:
+        from flows import smoke_summary
+
+        try:
+            smoke_summary.append(summary, smoke_summary.of_error(error))
+        except RnnlmError as problem:  # what ended the flow is what the command ends with
+            warn(str(problem))
 
 
 def parse_changes(changes: list[str]) -> dict[str, str]:

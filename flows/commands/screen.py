@@ -25,13 +25,16 @@ def warn(text: str) -> None:
     typer.echo(f"warning: {one_line(text)}", err=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise `ResourceError` if no file of this name can be written; tried out, because permissions are not all."""
+def check_writable(path: Path, append: bool = False) -> None:
+    """Raise `ResourceError` if no file of this name can be written; tried out, because permissions are not all.
+
+    With `append` a file that is there is kept and must take more; without, it is replaced.
+    """
     try:
         place = path.resolve()
-        if place.exists() and not place.is_file():  # what is written takes the place of what is there
+        if place.exists() and not place.is_file():  # a replaced device is gone, a pipe waits for its reader
             raise OSError(errno.EINVAL, "Is a directory" if place.is_dir() else "no regular file")
-        with tempfile.TemporaryFile(dir=place.parent):
+        with place.open("ab") if append and place.exists() else tempfile.TemporaryFile(dir=place.parent):
             pass
     except OSError as error:
         remedy = "give the name of a file in a folder that exists"

@@ -1,4 +1,4 @@
-"""`rnnlm up` as people run it, in a home of its own, and what its servers say of it: for the tests that need all of it."""
+"""`rnnlm up` as people run it, in a home of its own, and what its servers say of it."""
 
 import os
 import random
@@ -20,13 +20,13 @@ import yaml
 from homes import COMMAND, PROJECT, without_settings
 
 TINY = {"model.hidden_size": 16, "model.embedding_size": 0, "corpus.max_tokens": 0, "train.device": "cpu"}
-WORDS = "the time traveller spoke of a curious machine and we listened until all lamps burned low".split()
+SENTENCE = "the time traveller spoke of a curious machine and we listened until all lamps burned low"
 
 
 def invented_text(seed: int, words: int = 4000) -> str:
     """Return a text of so many words, another one for each seed."""
     draw = random.Random(seed)  # noqa: S311 - no secret
-    return " ".join(draw.choice(WORDS) for _ in range(words))
+    return " ".join(draw.choice(SENTENCE.split()) for _ in range(words))
 
 
 def free_port() -> int:
@@ -135,10 +135,13 @@ class Stack:
         with closing(sqlite3.connect(self.home / "mlflow.db", timeout=60)) as database:
             return database.execute(query).fetchall()
 
-    def trainings(self) -> int:
-        """Return how many trainings MLflow has."""
-        ((number,),) = self.mlflow("SELECT count(*) FROM tags WHERE key = 'rnnlm.kind' AND value = 'cell'")
-        return int(number)
+    def trainings(self, corpus: str) -> int:
+        """Return how many trainings MLflow has of a text."""
+        texts = self.mlflow(
+            "SELECT text.value FROM tags JOIN tags AS text ON text.run_uuid = tags.run_uuid "
+            "WHERE tags.key = 'rnnlm.kind' AND tags.value = 'cell' AND text.key = 'rnnlm.corpus'"
+        )
+        return texts.count((corpus,))
 
     def processes(self) -> list[psutil.Process]:
         """Return every living process that `rnnlm up` of this home has started."""

@@ -191,10 +191,19 @@ def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
 
 
 @pytest.mark.slow
-def test_the_smoke_command_holds_every_check_and_writes_only_at_home(rnnlm: Command, elsewhere: Path) -> None:
-    done = rnnlm("smoke")
+def test_the_smoke_command_holds_every_check_and_writes_only_at_home(
+    rnnlm: Command, elsewhere: Path, tmp_path: Path
+) -> None:
+    done = rnnlm("smoke", "--summary", tmp_path / "summary.md")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 + 3 * 5
     assert {line.split()[0] for line in lines} == {"ok"}
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert summary[0] == "## ✓ rnnlm smoke: all 19 checks hold"
+    assert [line.split()[1] for line in summary if line.startswith("| ")] == ["cell", "rnn", "gru", "lstm"]
+    (effort,) = [line.split() for line in summary if line.startswith("- run 1: ")]
+    assert int(effort[3]) + int(effort[6]) == 15  # the commands before have done some of them
+    assert any(line.startswith("- run 2: 0 stages done, 15 cached, ") for line in summary)
+    assert sum(line.startswith("- ✓ ") for line in summary) == 19
     assert list(elsewhere.iterdir()) == []
