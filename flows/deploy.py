@@ -1,6 +1,7 @@
 """What must be right before a worker starts: MLflow's database, the runs of dead processes, the pool, the deployments.
 
-`python -m flows.deploy` does it and says what it did: a process of its own, so that what stays up stays small.
+`python -m flows.deploy` does it and says what it did (`--repair`: the runs alone, before a worker starts again): a
+process of its own, so that what stays up stays small.
 """
 
 import subprocess
@@ -16,14 +17,21 @@ FILE = "prefect.yaml"
 
 def deploy() -> None:
     """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`."""
-    from tasks import health, scheduled_runs, tracking_database
+    from tasks import scheduled_runs, tracking_database
 
     tracking_database.experiment_id()
     if not scheduled_runs.has_pool(POOL):
         prefect("work-pool", "create", POOL, "--type", "process")
+    repair()
+    prefect("deploy", "--all")
+
+
+def repair() -> None:
+    """Put the runs in order that a worker has left."""
+    from tasks import health, scheduled_runs
+
     for done in [*health.tidy(), *scheduled_runs.repair(POOL)]:
         print(done, flush=True)
-    prefect("deploy", "--all")
 
 
 def prefect(*arguments: str) -> None:
@@ -40,7 +48,7 @@ def main() -> None:
     """Deploy, or say in one line why that did not go."""
     workspace.prepare_environment()
     try:
-        deploy()
+        repair() if sys.argv[1:] == ["--repair"] else deploy()
     except RnnlmError as error:
         print("\n".join(f"error: {line}" for line in error.lines), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -237,10 +237,10 @@ class _Roof:
         if service.health:
             service.wait_until_up(STARTUP_SECONDS, self.asked.is_set)
 
-    def _deploy(self) -> None:
+    def _deploy(self, *options: str) -> None:
         """Put runs and deployments in order, in a process of its own."""
         environment = {**os.environ, "PREFECT_API_URL": self.api}
-        command = [sys.executable, "-P", "-m", "flows.deploy"]
+        command = [sys.executable, "-P", "-m", "flows.deploy", *options]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         for line in done.stdout.splitlines():
             self.tell(line)
@@ -261,7 +261,7 @@ class _Roof:
             self.tell(f"warning: {service.name} has died (exit code {service.ended}): starting it again")
             service.stop()  # what it has left behind
             if service is self.worker:
-                self._deploy()
+                self._deploy("--repair")
             self._start_and_wait(service)
 
     def _note(self, ready: bool) -> None:

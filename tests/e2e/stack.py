@@ -4,11 +4,10 @@ import os
 import random
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ import httpx
 import psutil
 import yaml
 from homes import COMMAND, PROJECT, without_settings
+from sqlalchemy import NullPool, create_engine
 
 TINY = {"model.hidden_size": 16, "model.embedding_size": 0, "corpus.max_tokens": 0, "train.device": "cpu"}
 SENTENCE = "the time traveller spoke of a curious machine and we listened until all lamps burned low"
@@ -131,17 +131,25 @@ class Stack:
         return list(self.ask("flow_runs", flow_runs={"state": {"type": {"any_": types}}}))
 
     def mlflow(self, query: str) -> list[tuple[Any, ...]]:
-        """Return what a query finds in MLflow's SQLite database."""
-        with closing(sqlite3.connect(self.home / "mlflow.db", timeout=60)) as database:
-            return database.execute(query).fetchall()
+        """Return what a query finds in MLflow's database."""
+        address = self.extra.get("MLFLOW_TRACKING_URI", f"sqlite:///{self.home / 'mlflow.db'}")
+        engine = create_engine(address, poolclass=NullPool)
+        with engine.connect() as database:
+            return [tuple(row) for row in database.exec_driver_sql(query)]
+
+    def tagged(self, key: str, value: str) -> list[dict[str, str]]:
+        """Return the status (`status`) and the tags of every MLflow run that has a tag, oldest first."""
+        found: dict[str, dict[str, str]] = {}
+        for run, status, name, text in self.mlflow(
+            "SELECT runs.run_uuid, runs.status, tags.key, tags.value FROM runs JOIN tags "
+            "ON tags.run_uuid = runs.run_uuid ORDER BY runs.start_time"
+        ):
+            found.setdefault(run, {"status": status})[name] = text
+        return [run for run in found.values() if run.get(key) == value]
 
     def trainings(self, corpus: str) -> int:
         """Return how many trainings MLflow has of a text."""
-        texts = self.mlflow(
-            "SELECT text.value FROM tags JOIN tags AS text ON text.run_uuid = tags.run_uuid "
-            "WHERE tags.key = 'rnnlm.kind' AND tags.value = 'cell' AND text.key = 'rnnlm.corpus'"
-        )
-        return texts.count((corpus,))
+        return sum(run["rnnlm.kind"] == "cell" for run in self.tagged("rnnlm.corpus", corpus))
 
     def processes(self) -> list[psutil.Process]:
         """Return every living process that `rnnlm up` of this home has started."""
