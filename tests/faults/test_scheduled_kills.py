@@ -54,7 +54,7 @@ def pick(up: Stack, names: tuple[str, ...]) -> list[psutil.Process]:
     found = []
     for process in up.processes():
         try:
-            command, mark = process.cmdline(), process.environ()["RNNLM_SERVICE"].rpartition(":")[2]
+            command, mark = process.cmdline(), process.environ().get("RNNLM_SERVICE", "").rpartition(":")[2]
         except (psutil.Error, OSError):
             continue
         training = "rnnlm_core.train_process" in command
