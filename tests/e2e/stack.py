@@ -109,6 +109,10 @@ class Stack:
         answer.raise_for_status()
         return answer.json()
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of a name."""
+        return list(self.ask("events", filter={"event": {"name": [name]}})["events"])
+
     def runs(self, deployment: str = "", since: datetime | None = None) -> list[dict[str, Any]]:
         """Return the runs of a deployment (or of all) that have begun or ended, oldest first."""
         query: dict[str, Any] = {

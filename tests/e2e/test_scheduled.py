@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from homes import PROJECT
 from stack import TINY, Stack, invented_text, now, stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -79,6 +80,35 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run(up: Stack) -> None:
         refused = up.run("prefect", "deployment", "run", "watch-corpus/watch-corpus", "-p", parameter)
         assert refused.returncode == 1
         assert said in refused.stdout + refused.stderr
+
+
+def test_a_regression_pauses_its_deployment_by_the_example_automation(up: Stack, text: Path) -> None:
+    made = up.run(
+        "prefect", "automation", "create", "--from-file", PROJECT / "docs/automations/pause-after-regression.yaml"
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    spoilt = TINY | {"train.learning_rate": 1e-6}
+    parameters = {"preset": "smoke", "corpus": str(text), "cells": ["gru"], "changes": spoilt}
+    up.deploy("worse", "flows.retrain.retrain", parameters, every=3600)
+    (deployment,) = up.ask("deployments", deployments={"name": {"any_": ["worse"]}})
+    assert not deployment["paused"]
+    assert up.run("prefect", "deployment", "run", "retrain/worse").returncode == 0
+    (run,) = up.wait_for(lambda: up.completed("worse"), 240)
+    assert run["state"]["message"].startswith("regression: ")
+    up.wait_for(lambda: up.ask("deployments", deployments={"name": {"any_": ["worse"]}})[0]["paused"], 60)
+
+
+def test_a_flow_that_fails_raises_an_event(up: Stack) -> None:
+    missing = up.home / "missing.txt"
+    up.deploy("fails", "flows.retrain.retrain", {"preset": "smoke", "corpus": str(missing)}, every=None)
+    assert up.run("prefect", "deployment", "run", "retrain/fails").returncode == 0
+    (run,) = up.wait_for(
+        lambda: up.runs("fails") and up.runs("fails")[0]["state_type"] == "FAILED" and up.runs("fails"), 240
+    )
+    assert str(missing) in run["state"]["message"]
+    found = up.wait_for(lambda: up.events("rnnlm.retraining.failed"), 60)
+    assert found[0]["resource"]["prefect.resource.id"] == "rnnlm.model.rnnlm-missing.txt"
+    assert str(missing) in found[0]["payload"]["reason"]
 
 
 def test_a_second_one_is_refused_in_one_line(up: Stack) -> None:
