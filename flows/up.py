@@ -22,7 +22,7 @@ import psutil
 from flows.deploy import POOL
 from flows.services import STOP_SECONDS, Service, end_marked
 from rnnlm_core.download import without_password
-from rnnlm_core.errors import ResourceError
+from rnnlm_core.errors import ConfigError, ResourceError, UsageError
 from rnnlm_core.store import write_atomically
 from tasks import processes, workspace
 
@@ -245,8 +245,11 @@ class _Roof:
         for line in done.stdout.splitlines():
             self.tell(line)
         if done.returncode and not self.asked.is_set():
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ResourceError("nothing was deployed", reason.removeprefix("error: "), f"see {logs()}")
+            lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+            if done.returncode == UsageError.exit_code:
+                raise ConfigError(*lines)
+            last = (lines or done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ResourceError("nothing was deployed", last, f"see {logs()}")
 
     def _look(self) -> None:
         """Start again what has died."""

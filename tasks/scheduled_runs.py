@@ -48,8 +48,10 @@ def claimed() -> Iterator[None]:
         yield
 
 
-def drop_missed(api: SyncPrefectClient, deployment_id: UUID, keep: int) -> Iterator[FlowRun]:
-    """Cancel the runs of a deployment whose time has passed, but for the `keep` newest; yield those that went."""
+def drop_missed(
+    api: SyncPrefectClient, deployment_id: UUID, keep: int, but: FlowRun | None = None
+) -> Iterator[FlowRun]:
+    """Cancel the runs of a deployment whose time has passed, except one and the `keep` newest; yield those that went."""
     missed = api.read_flow_runs(
         deployment_filter=_deployment(deployment_id),
         flow_run_filter=FlowRunFilter(
@@ -58,7 +60,7 @@ def drop_missed(api: SyncPrefectClient, deployment_id: UUID, keep: int) -> Itera
         ),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
-    for run in missed[keep:]:
+    for run in [run for run in missed if but is None or run.id != but.id][keep:]:
         api.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"Missed: {LATE}."))
         yield run
 
@@ -85,13 +87,19 @@ def repair(pool: str) -> Iterator[str]:
             yield f"closed Prefect flow run {run.name}, whose worker is gone"
         for one in _pages(api.read_deployments, work_pool_filter=_in(pool), sort=DeploymentSort.NAME_ASC):
             broken = _broken_off(api, one.id)
-            for run in drop_missed(api, one.id, keep=0 if broken else 1):
+            goes_on = broken and _going_on(api, one.id, broken)
+            for run in drop_missed(api, one.id, keep=0 if goes_on else 1, but=goes_on):
                 yield f"dropped run {run.name} of {one.name}, which was missed"
-            if broken:
-                goes_on = api.create_flow_run_from_deployment(
-                    one.id, parameters=broken.parameters, idempotency_key=f"goes-on-{broken.id}"
-                )
+            if broken and goes_on:
                 yield f"run {goes_on.name} of {one.name} goes on where {broken.name} has ended"
+
+
+def _going_on(api: SyncPrefectClient, deployment_id: UUID, broken: FlowRun) -> FlowRun | None:
+    """Return the run that goes on with one that broke off, made if need be; None if it has had its turn."""
+    run = api.create_flow_run_from_deployment(
+        deployment_id, parameters=broken.parameters, idempotency_key=f"goes-on-{broken.id}"
+    )
+    return run if run.state is not None and run.state.is_scheduled() else None
 
 
 def _in(pool: str) -> WorkPoolFilter:
