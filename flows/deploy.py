@@ -15,9 +15,14 @@ FILE = "prefect.yaml"
 
 
 def deploy() -> None:
-    """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`."""
+    """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`.
+
+    Raises `ConfigError` before anything is done if that file has mistakes.
+    """
+    from flows import deployments
     from tasks import health, scheduled_runs, tracking_database
 
+    deployments.check(workspace.PROJECT / FILE)
     tracking_database.experiment_id()
     if not scheduled_runs.has_pool(POOL):
         prefect("work-pool", "create", POOL, "--type", "process")
