@@ -4,6 +4,7 @@
 process of its own, so that what stays up stays small.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,16 @@ FILE = "prefect.yaml"
 
 
 def deploy() -> None:
-    """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`."""
+    """Make the work pool if there is none, put its runs in order, and deploy all of `prefect.yaml`.
+
+    Raises `ConfigError` before anything is done if that file has mistakes.
+    """
+    from flows import deployments
     from tasks import scheduled_runs, tracking_database
 
+    os.environ["PWD"] = str(workspace.PROJECT)  # what `prefect.yaml` calls the project: a shell may be elsewhere
+
+    deployments.check(workspace.PROJECT / FILE)
     tracking_database.experiment_id()
     if not scheduled_runs.has_pool(POOL):
         prefect("work-pool", "create", POOL, "--type", "process")

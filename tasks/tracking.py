@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlflow import environment_variables
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from rnnlm_core.crashpoints import crashpoint
@@ -288,3 +289,8 @@ def close_dead_runs() -> list[TrackedRun]:
             client().set_terminated(run.info.run_id, "KILLED")
             closed.append(tracked_runs.tracked(run))
     return closed
+
+
+def variables() -> list[str]:
+    """Return the names of the environment variables that MLflow reads."""
+    return [name for name in vars(environment_variables) if name.startswith("MLFLOW_")]
