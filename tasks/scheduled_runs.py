@@ -51,7 +51,7 @@ def claimed() -> Iterator[None]:
 def drop_missed(
     api: SyncPrefectClient, deployment_id: UUID, keep: int, but: FlowRun | None = None
 ) -> Iterator[FlowRun]:
-    """Cancel the runs of a deployment whose time has passed, except one and the `keep` newest; yield those that went."""
+    """Cancel the runs of a deployment whose time has passed, but for one and the `keep` newest; yield what went."""
     missed = api.read_flow_runs(
         deployment_filter=_deployment(deployment_id),
         flow_run_filter=FlowRunFilter(
