@@ -20,8 +20,8 @@ from rnnlm_core.vocabulary import build_vocabulary
 KILLS = int(os.environ.get("RNNLM_STACK_KILLS", "2"))
 """How often; `make faults` asks for 20."""
 CHANGES = {
-    "model.hidden_size": 64, "model.embedding_size": 0, "corpus.max_tokens": 0, "train.epochs": 40,
-    "train.batch_size": 8, "train.device": "cpu",
+    "model.hidden_size": 64, "model.embedding_size": 0, "corpus.max_tokens": 0, "train.epochs": 12,
+    "train.batch_size": 16, "train.device": "cpu",
 }  # fmt: skip
 EVERY = 20
 VICTIMS = [
