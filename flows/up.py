@@ -209,21 +209,25 @@ class _Roof:
 
     def _start(self) -> None:
         """Start everything in order; a wish to end is heard in between."""
+        self.tell("starting: Prefect's server, the deployments, a worker, MLflow's pages (30 to 60 s) …")
+        # MLflow would make its tables itself, unprotected: only `flows.deploy` may be the first.
+        tables = "MLFLOW_TRACKING_URI" not in os.environ and (workspace.home() / "mlflow.db").exists()
+        if self.own_mlflow and tables:
+            self.pages.start()
         if self.own_prefect:
-            self.tell("starting Prefect's server (10 to 30 s) …")
             self._start_and_wait(self.server)
         else:
             from flows.server import Api
 
             Api(self.api).check()
-        self.tell("deploying …")
         self._deploy()
         if self.asked.is_set():
             return
-        self._start_and_wait(self.worker)
+        self.worker.start()
         if self.own_mlflow:
-            self.tell("starting MLflow's pages (10 to 30 s) …")
-            self._start_and_wait(self.pages)
+            if not tables:
+                self.pages.start()
+            self.pages.wait_until_up(STARTUP_SECONDS, self.asked.is_set)
         for line in (
             f"Prefect:  {self.prefect if self.own_prefect else without_password(self.api.removesuffix('/api'))}",
             f"API:      {without_password(self.api)}   (export PREFECT_API_URL={without_password(self.api)})",
