@@ -4,7 +4,7 @@
 
     with postgresql_server() as server:  # skips the test, and says so, where PostgreSQL is not installed
         server.url                       # "postgresql://rnnlm:secret@127.0.0.1:PORT"
-        server.new_database()            # "postgresql://rnnlm:secret@127.0.0.1:PORT/database1", empty, another each time
+        server.new_database()            # the same with the name of an empty database, another each time
         server.stop(), server.start()    # for what is to survive a restart: same address, same data
 
 Prefect takes the address with its driver: `asynchronous(server.new_database())`. The server listens on loopback alone,
@@ -61,7 +61,9 @@ class Server:
         deadline = time.monotonic() + PATIENCE
         ready = [self.binaries / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={self.port}"]
         while subprocess.run(ready, check=False).returncode:
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
+            said = (self.folder / "log").read_text()
+            assert self.process.poll() is None, said
+            assert time.monotonic() < deadline, said
             time.sleep(0.1)
 
     def stop(self) -> None:
