@@ -63,7 +63,7 @@ def prepare(uri: str, version: str, fill: Callable[[], object]) -> None:
             if not _is_filled(engine, version):
                 fill()
     except DBAPIError as error:
-        where = f"{_shown(engine)} ({error.orig})"
+        where = f"{_shown(engine)} ({_first_line(error.orig)})"
         raise ResourceError("the database cannot be used", where, "see to the rights of its user") from error
 
 
@@ -135,7 +135,12 @@ def _where(parameters: dict[str, Any]) -> str:
 
 
 def _no_answer(where: str, reason: object) -> ResourceError:
-    return ResourceError("the database does not answer", f"{where} ({reason})", "see that it runs, and the address")
+    where = f"{where} ({_first_line(reason)})"
+    return ResourceError("the database does not answer", where, "see that it runs, and to MLFLOW_TRACKING_URI")
+
+
+def _first_line(reason: object) -> str:
+    return str(reason).strip().partition("\n")[0]
 
 
 def _tell(context: ExceptionContext) -> None:
