@@ -165,7 +165,7 @@ def experiment_id() -> str:
                 without_password(workspace.tracking_uri()),
                 f"restore it with `mlflow experiments restore -x {found.experiment_id}`",
             )
-        if not over_http():
+        if not _is_local():
             _check_folder(found)
         return str(found.experiment_id)
     folder = None if over_http() else workspace.artifacts() / "mlflow"
@@ -186,9 +186,9 @@ def _check_folder(experiment: Experiment) -> None:
     folder = Path(unquote(place.path))
     if place.scheme in ("", "file") and folder != workspace.artifacts() / "mlflow" and not folder.is_dir():
         raise ResourceError(
-            "MLflow's database has the files of its runs in a folder that is not here",
+            "MLflow keeps the files of its runs in a folder that is not on this machine",
             folder,
-            "share that folder with this machine, or track through an `mlflow server`",
+            "mount it here, or make it if it is to be here, or begin a new database through an `mlflow server`",
         )
 
 
