@@ -99,6 +99,7 @@ def test_a_database_that_is_gone_from_behind_the_server_is_one_line(tmp_path: Pa
         database = server.new_database()
         with mlflow_server(database) as address, object_store() as store:
             site = Site(tmp_path, address, store, database)
+            site.rnnlm("compare")
             server.stop()
             done = site.rnnlm("compare", code=5, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     (line,) = done.stderr.splitlines()
