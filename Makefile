@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run smoke test test-all faults check results up down ui browser screenshots
+.PHONY: install run smoke test test-all faults check results up down ui browser screenshots servers
 
 install: $(STAMP)
 
@@ -48,6 +48,15 @@ browser: $(BROWSER)  ## MLflow's comparison, the report and the page of `rnnlm s
 
 screenshots: $(BROWSER)  ## the pictures of the README, of the newest run
 	PYTHONPATH=tests/faults:tests/e2e $(BIN)/python tests/e2e/screenshots.py docs/images
+
+SERVERS := .venv/.servers
+
+$(SERVERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[servers]'
+	@touch $@
+
+servers: $(SERVERS)  ## PostgreSQL under both databases, an S3-compatible store under MLflow; ten minutes
+	$(BIN)/python -m pytest tests/e2e/test_postgresql.py tests/e2e/test_s3.py
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md

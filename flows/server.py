@@ -13,17 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import ResourceError
 
 if TYPE_CHECKING:
-    from filelock import FileLock
+    from prefect.settings import Settings
 
 STARTUP_SECONDS = 120
 MOST_REVIVALS = 3
+TURN = 0x726E6E6C70
+"""The advisory lock of the servers that start on one PostgreSQL database."""
 
 
 @contextmanager
@@ -88,6 +90,9 @@ class OwnApi(Api):
         deadline = time.monotonic() + STARTUP_SECONDS
         while not _healthy(self.url):
             if self.process.poll() is not None or time.monotonic() > deadline:
+                assert self.process.stdout is not None
+                if self.process.poll() is not None and (told := self.process.stdout.read()):
+                    raise ResourceError(told)
                 raise ResourceError(
                     "Prefect's own server did not start",
                     f"exit code {self.process.poll()}",
@@ -153,28 +158,78 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _turn_to_start() -> "FileLock":
-    """Wait for, and hold, the lock of Prefect's home: servers that start together break each other's tables."""
+@contextmanager
+def _turn_to_start() -> Iterator[None]:
+    """Wait for one's turn, and hold it: servers that start together break each other's tables.
+
+    It is a lock of Prefect's home, and for a PostgreSQL database, which other hosts may use, one of the database too.
+    """
     from filelock import FileLock
     from prefect.settings import get_current_settings
 
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    turn = FileLock(home / "starting.lock", thread_local=False)
-    turn.acquire()
-    return turn
+    settings = get_current_settings()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as turn:
+        turn.enter_context(FileLock(settings.home / "starting.lock", thread_local=False))
+        address = _database(settings)
+        if address.startswith("postgresql"):
+            turn.enter_context(_turn_in_database(address))
+        yield
+
+
+@contextmanager
+def _turn_in_database(address: str) -> Iterator[None]:
+    """Hold an advisory lock; it is its connection's, so it ends with this process."""
+    import asyncio
+
+    from asyncpg import PostgresError
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    with asyncio.Runner() as runner:
+        connection = create_async_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
+        try:
+            runner.run(connection.start())
+        except (OSError, PostgresError, SQLAlchemyError) as error:
+            where = f"{without_password(address)} ({str(error) or type(error).__name__})"
+            remedy = "see that it runs, or unset PREFECT_SERVER_DATABASE_CONNECTION_URL"
+            raise ResourceError("Prefect's database does not answer", where, remedy) from error
+        try:
+            # Outside of any transaction, and not by waiting in the database: some steps wait for all others to end.
+            take = text("SELECT pg_try_advisory_lock(:turn)")
+            while not runner.run(connection.execute(take, {"turn": TURN})).scalar():
+                time.sleep(0.2)
+            yield
+        finally:
+            runner.run(connection.close())
+
+
+def _database(settings: "Settings") -> str:
+    """Return the address of the server's database, "" for the one in Prefect's home."""
+    chosen = settings.server.database.connection_url
+    return chosen.get_secret_value() if chosen is not None else ""
 
 
 def main() -> None:
     """Be the server."""
     listener = socket.create_server(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 0))
     print(listener.getsockname()[1], flush=True)
+    parent = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     import uvicorn
     from prefect.server.api.server import create_app
 
-    turn = _turn_to_start()
+    turn = ExitStack()
+    try:
+        turn.enter_context(_turn_to_start())
+    except ResourceError as error:
+        parent.write("\n".join(error.lines))
+        parent.close()
+        sys.exit(error.exit_code)
+    parent.close()
     app = create_app(ephemeral=True, final=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
 
@@ -185,7 +240,7 @@ def main() -> None:
     def end_turn_when_started() -> None:
         while not server.started:
             time.sleep(0.05)
-        turn.release()
+        turn.close()
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     threading.Thread(target=end_turn_when_started, daemon=True).start()

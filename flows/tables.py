@@ -109,12 +109,13 @@ def _shown(tokens: tuple[str, ...]) -> str:
 
 def ui_commands(tracking_uri: str) -> list[str]:
     """Return the two commands that open the user interfaces (of an MLflow that runs already, its address)."""
-    local = tracking_uri.startswith("sqlite:")
-    runs = (
-        _command("mlflow", f"ui --backend-store-uri {shlex.quote(tracking_uri)}")
-        if local
-        else without_password(tracking_uri)
-    )
+    shown = without_password(tracking_uri)
+    if tracking_uri.startswith(("http://", "https://")):
+        runs = shown
+    elif shown == tracking_uri:
+        runs = _command("mlflow", f"ui --backend-store-uri {shlex.quote(tracking_uri)}")
+    else:  # the shell knows the password, and no screen or log needs to
+        runs = _command("mlflow", f'ui --backend-store-uri "$MLFLOW_TRACKING_URI"  # {shown}')
     # In the project folder Prefect finds its home by itself.
     elsewhere = "" if Path.cwd() == PROJECT else f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} "
     return [

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -24,7 +26,7 @@ TELL_SECONDS = 5.0
 STOP_SECONDS = 5.0
 """How long a write may still wait once the run is to end: what stays open is closed by the next start."""
 POLL_SECONDS = 0.5
-RETRY_SECONDS = 0.05
+RETRY_SECONDS = 0.05  # some refusals come at once
 
 Answer = TypeVar("Answer")
 
@@ -50,7 +52,7 @@ class PatientConnection(sqlite3.Connection):
 
     def commit(self) -> None:
         """Commit, when nobody reads any more."""
-        _patiently(self.database, super().commit)
+        patiently(_taken(self.database), super().commit)
 
 
 class PatientCursor(sqlite3.Cursor):
@@ -62,11 +64,11 @@ class PatientCursor(sqlite3.Cursor):
         """Execute a statement; a time-out that is asked for is ours, so that a wish to stop is heard in between."""
         if statement.startswith("PRAGMA busy_timeout"):
             statement = f"PRAGMA busy_timeout = {int(POLL_SECONDS * 1000)}"
-        return _patiently(self.connection.database, super().execute, statement, *values)
+        return patiently(_taken(self.connection.database), super().execute, statement, *values)
 
     def executemany(self, statement: str, rows: Any) -> sqlite3.Cursor:
         """Execute a statement for many rows, all of them or, while the database is taken, none."""
-        return _patiently(self.connection.database, super().executemany, statement, rows)
+        return patiently(_taken(self.connection.database), super().executemany, statement, rows)
 
 
 def be_patient() -> None:
@@ -80,32 +82,50 @@ def _make_patient(dialect: Any, _record: Any, _arguments: Any, parameters: dict[
         parameters["factory"] = PatientConnection
 
 
-def _patiently(database: Path, ask: Callable[..., Answer], *values: Any) -> Answer:
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a database does not answer now, and what is said of it.
+
+    `check` is given each refusal and raises when asking again cannot help; `given_up` is raised when nothing did.
+    """
+
+    what: str
+    refusal: type[Exception]
+    check: Callable[[Any], None]
+    given_up: RnnlmError
+    retry_seconds: float
+
+
+def patiently(obstacle: Obstacle, ask: Callable[..., Answer], *values: Any) -> Answer:
+    """Return the answer, when there is one; raises `Stopped` soon after the wish to stop."""
     try:
         return ask(*values)
-    except sqlite3.DatabaseError as error:
-        _raise_unless_taken(error, database)
+    except obstacle.refusal as error:
+        obstacle.check(error)
     with _waiters.one_more():
-        return _ask_again(database, ask, *values)
+        return _ask_again(obstacle, ask, *values)
 
 
-def _ask_again(database: Path, ask: Callable[..., Answer], *values: Any) -> Answer:
+def _ask_again(obstacle: Obstacle, ask: Callable[..., Answer], *values: Any) -> Answer:
     started = time.monotonic()
     end = started + WAIT_SECONDS
     stopping = False
     while True:
-        time.sleep(RETRY_SECONDS)  # some refusals come at once
+        time.sleep(obstacle.retry_seconds)
         try:
             return ask(*values)
-        except sqlite3.DatabaseError as error:
-            _raise_unless_taken(error, database)
+        except obstacle.refusal as error:
+            obstacle.check(error)
             now = time.monotonic()
             if stop_requested.is_set() and not stopping:
                 end, stopping = min(end, now + STOP_SECONDS), True
             if now >= end:
-                raise _given_up(database, stopping) from error
+                if stopping:
+                    remedy = "run the same command again to go on"
+                    raise Stopped("stopped while waiting", obstacle.what, remedy) from error
+                raise obstacle.given_up from error
             if now - started >= TELL_SECONDS and _waiters.first_to_tell():
-                progress.warn("database", f"another program has locked {database}: waiting for it")
+                progress.warn("database", f"{obstacle.what}: waiting for it")
 
 
 class _Waiters:
@@ -136,6 +156,16 @@ class _Waiters:
 _waiters = _Waiters()
 
 
+def _taken(database: Path) -> Obstacle:
+    return Obstacle(
+        what=f"another program has locked {database}",
+        refusal=sqlite3.DatabaseError,
+        check=partial(_raise_unless_taken, database=database),
+        given_up=ResourceError("the database is locked", database, "end the program that holds it"),
+        retry_seconds=RETRY_SECONDS,
+    )
+
+
 def _raise_unless_taken(error: sqlite3.DatabaseError, database: Path) -> None:
     if _is_taken(error):
         return
@@ -148,14 +178,6 @@ def _is_taken(error: sqlite3.DatabaseError) -> bool:
     """Whether asking again can help: a reader's outdated view of the database (WAL) stays outdated."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY and code != sqlite3.SQLITE_BUSY_SNAPSHOT
-
-
-def _given_up(database: Path, stopping: bool) -> RnnlmError:
-    if stopping:
-        return Stopped(
-            "stopped while waiting", f"another program has locked {database}", "run the same command again to go on"
-        )
-    return ResourceError("the database is locked", database, "end the program that holds it")
 
 
 def _ours(error: sqlite3.DatabaseError, database: Path) -> RnnlmError | None:

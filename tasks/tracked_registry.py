@@ -20,7 +20,7 @@ from rnnlm_core.download import without_password
 from rnnlm_core.errors import DataError
 from rnnlm_core.presets import smoke
 from tasks.tracked_runs import logged
-from tasks.tracking_database import client, is_missing, local_database, unreachable
+from tasks.tracking_database import client, has_database, is_missing, is_there, over_http, unreachable
 
 CHAMPION = "champion"
 WON = "rnnlm.promoted_because"
@@ -95,8 +95,8 @@ def versions(name: str = "") -> list[Version]:
 
 
 def faults() -> Iterator[str]:
-    """Yield each champion whose files are not where MLflow's local database says they are."""
-    if local_database() is None:
+    """Yield each champion whose files are not where MLflow's database says they are; a server sees to its own."""
+    if over_http() or not has_database():
         return
     for name, one in champions().items():
         place = urlsplit(client().get_model_version_download_uri(name, str(one.number)))
@@ -198,7 +198,11 @@ def create_version(name: str, run: Run, corpus: str) -> int:
         if not is_missing(error):
             raise unreachable(error) from error
         about = f"The best cells trained on {corpus}. `{CHAMPION}` has the lowest validation perplexity."
-        client().create_registered_model(name, tags={"rnnlm.corpus": corpus}, description=about)
+        try:
+            client().create_registered_model(name, tags={"rnnlm.corpus": corpus}, description=about)
+        except MlflowException as late:  # a process of another host was faster
+            if not is_there(late):
+                raise
     model_id = uri.removeprefix("models:/")
     created = client().create_model_version(
         name, uri, run.info.run_id, tags=_facts(run, corpus), description=_description(run), model_id=model_id

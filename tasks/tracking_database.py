@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import requests
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy import make_url
 
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
-from tasks import patience, relocation, workspace
+from tasks import database_server, patience, relocation, workspace
 from tasks.database_file import create_whole, remove_drafts
 
 EXPERIMENT = relocation.EXPERIMENT
+MOST_CUTS = 3
 
 
 def client() -> MlflowClient:
@@ -35,7 +38,7 @@ def client() -> MlflowClient:
 
 @functools.cache
 def _client(uri: str) -> MlflowClient:
-    if uri.startswith(("http://", "https://")):
+    if over_http():
         try:  # MLflow itself would try for minutes without a word
             requests.get(f"{uri.rstrip('/')}/health", timeout=10).raise_for_status()
         except requests.RequestException as error:
@@ -43,10 +46,13 @@ def _client(uri: str) -> MlflowClient:
             raise ResourceError("MLflow does not answer", reason, "start it, or unset MLFLOW_TRACKING_URI") from error
     try:
         with own_errors():
+            if database_server.is_postgresql(uri):
+                database_server.prepare(uri, _version(), lambda: MlflowClient(tracking_uri=uri))
             return cast(MlflowClient, _Client(MlflowClient(tracking_uri=uri)))
     except ImportError as error:
         where = f"{without_password(uri)} ({error})"
-        raise ResourceError("no driver for this database", where, "install it, or unset MLFLOW_TRACKING_URI") from error
+        how = "`pip install '.[postgresql]'`" if database_server.is_postgresql(uri) else "install it"
+        raise ResourceError("no driver for this database", where, f"{how}, or unset MLFLOW_TRACKING_URI") from error
 
 
 class _Client:
@@ -60,6 +66,14 @@ class _Client:
 
         @functools.wraps(call)
         def told(*arguments: Any, **more: Any) -> Any:
+            for _ in range(MOST_CUTS):
+                try:
+                    with own_errors():
+                        return call(*arguments, **more)
+                except database_server.Cut as cut:
+                    # What is made twice is there twice; all else may be said again.
+                    if name.startswith("create_") and not cut.undone:
+                        raise
             with own_errors():
                 return call(*arguments, **more)
 
@@ -77,7 +91,7 @@ def own_errors() -> Iterator[None]:
             cause = cause.__cause__
         if cause is not None:
             raise cause from error
-        if is_missing(error) or _is_local():
+        if is_missing(error) or is_there(error) or _is_local():
             raise
         raise unreachable(error) from error  # a server says no, or nothing
 
@@ -121,15 +135,20 @@ def _check_database(path: Path) -> None:
         except sqlite3.OperationalError as error:
             raise _no_database(path, str(error)) from error
         move = relocation.move_of(database, path, path.parent) if path == workspace.home() / "mlflow.db" else None
-    ours = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    if version != (ours.get_current_head(),):
+    if version != (_version(),):
         raise IntegrityError(
             "an MLflow database of another version",
-            f"{path} ({version[0] if version else 'unfinished'}, this MLflow has {ours.get_current_head()})",
+            f"{path} ({version[0] if version else 'unfinished'}, this MLflow has {_version()})",
             "use the MLflow that wrote it, or copy it and try `mlflow db upgrade`, or move it away to start anew",
         )
     if move is not None:  # MLflow would make the folders of the old place again, and write there
         raise move.error()
+
+
+def _version() -> str:
+    """Return the version of the tables that this MLflow works with."""
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return str(migrations.get_current_head())
 
 
 def _no_database(path: Path, reason: str) -> IntegrityError:
@@ -146,13 +165,40 @@ def experiment_id() -> str:
                 without_password(workspace.tracking_uri()),
                 f"restore it with `mlflow experiments restore -x {found.experiment_id}`",
             )
+        if not _is_local():
+            _check_folder(found)
         return str(found.experiment_id)
-    location = (workspace.artifacts() / "mlflow").as_uri() if _is_local() else None
-    return str(client().create_experiment(EXPERIMENT, artifact_location=location))
+    folder = None if over_http() else workspace.artifacts() / "mlflow"
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        location = None if folder is None else folder.as_uri()
+        return str(client().create_experiment(EXPERIMENT, artifact_location=location))
+    except MlflowException as error:
+        if not is_there(error):
+            raise
+        return experiment_id()  # another process was faster
+
+
+def _check_folder(experiment: Experiment) -> None:
+    """Raise `ResourceError` rather than let MLflow make another machine's folder here, and put our files there."""
+    place = urlsplit(experiment.artifact_location)
+    folder = Path(unquote(place.path))
+    if place.scheme in ("", "file") and folder != workspace.artifacts() / "mlflow" and not folder.is_dir():
+        raise ResourceError(
+            "MLflow keeps the files of its runs in a folder that is not on this machine",
+            folder,
+            "mount it here, or make it if it is to be here, or begin a new database through an `mlflow server`",
+        )
 
 
 def _is_local() -> bool:
     return _sqlite_file(workspace.tracking_uri()) is not None
+
+
+def over_http() -> bool:
+    """Whether a server stands before the database: it knows where the files of the runs are."""
+    return workspace.tracking_uri().startswith(("http://", "https://"))
 
 
 def has_database() -> bool:
@@ -176,6 +222,11 @@ def _sqlite_file(uri: str) -> Path | None:
 def is_missing(error: MlflowException) -> bool:
     """Whether MLflow answered that there is no such thing."""
     return error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def is_there(error: MlflowException) -> bool:
+    """Whether MLflow answered that another process has made this already."""
+    return bool(error.error_code == "RESOURCE_ALREADY_EXISTS")
 
 
 def unreachable(error: MlflowException) -> ResourceError:

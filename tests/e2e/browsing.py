@@ -1,18 +1,13 @@
 """What somebody does in a browser: with MLflow's own user interface, with a report, with the page of `rnnlm serve`."""
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
@@ -73,55 +68,6 @@ def opened(browser: Browser, **options: object) -> Iterator[Watched]:
         yield Watched(context.new_page())
     finally:
         context.close()
-
-
-@contextmanager
-def mlflow_server(database: Path) -> Iterator[str]:
-    """MLflow's server on loopback over a database; give its address, end it afterwards with all its processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", f"sqlite:///{database}",
-    ]  # fmt: skip
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    with (
-        subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as server,
-        _ending(server),
-    ):  # fmt: skip
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_healthy(server, f"{address}/health")
-        yield address
-
-
-@contextmanager
-def _ending(server: "subprocess.Popen[bytes]") -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-
-
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", address: str) -> None:
-    direct = build_opener(ProxyHandler({}))
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        assert server.poll() is None, f"the server ended with {server.returncode}"
-        try:
-            with direct.open(address, timeout=10) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no answer from {address}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import browsing
 from homes import COMMAND
 from playwright.sync_api import Browser, Page
+from servers import mlflow_server
 
 from tasks import tracked_runs, workspace
 from tasks.tracking_database import experiment_id
@@ -23,7 +24,7 @@ def main(folder: Path) -> None:
     home, found = workspace.home(), newest_cells()
     folder.mkdir(parents=True, exist_ok=True)
     with browsing.chromium() as browser:
-        with browsing.mlflow_server(home / "mlflow.db") as server:
+        with mlflow_server(f"sqlite:///{home / 'mlflow.db'}") as server:
             mlflow_pictures(browser, server, found, folder)
         report_picture(browser, home, folder)
         with browsing.prompt_page(home, COMMAND, {**os.environ, "RNNLM_HOME": str(home)}) as address:

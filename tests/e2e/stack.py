@@ -196,6 +196,21 @@ def stack(home: Path, **extra: str) -> Iterator[Stack]:
         one.kill(*one.processes())
 
 
+@contextmanager
+def databases(kind: str) -> Iterator[dict[str, str]]:
+    """Give the settings that put both databases on `postgresql` (skips where that is not installed) or leave them."""
+    if kind == "sqlite":
+        yield {}
+        return
+    from postgresql import asynchronous, postgresql_server
+
+    with postgresql_server() as server:
+        yield {
+            "MLFLOW_TRACKING_URI": server.new_database(),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": asynchronous(server.new_database()),
+        }
+
+
 def now() -> datetime:
     """Return the time as Prefect tells it."""
     return datetime.now(UTC)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from homes import COMMAND, PROJECT, rows, without_settings
+from servers import mlflow_server
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make browser` does it")
 pytestmark = [
@@ -86,7 +87,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def mlflow(trained: Trained) -> Iterator[str]:
     """MLflow's own server over the database of the run."""
-    with browsing.mlflow_server(trained.home / "mlflow.db") as address:
+    with mlflow_server(f"sqlite:///{trained.home / 'mlflow.db'}") as address:
         yield address
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import httpx
 import pytest
 from homes import PROJECT
-from stack import TINY, Stack, invented_text, now, stack
+from stack import TINY, Stack, databases, invented_text, now, stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One stack for the tests of this file, in their order."""
-    with stack(tmp_path_factory.mktemp("up")) as one:
+    with databases(request.param) as settings, stack(tmp_path_factory.mktemp("up"), **settings) as one:
         one.start()
         yield one
 
@@ -33,6 +33,8 @@ def test_it_prints_the_addresses_and_they_answer(up: Stack) -> None:
     assert f"MLflow:   http://127.0.0.1:{up.mlflow_port}\n" in up.said
     for address in (f"{up.api}/health", f"http://127.0.0.1:{up.mlflow_port}/health"):
         assert httpx.get(address, timeout=60).status_code == 200
+    found = f"http://127.0.0.1:{up.mlflow_port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=rnnlm"
+    assert httpx.get(found, timeout=60).status_code == 200
     names = {one["name"] for one in up.ask("deployments")}
     assert names == {"smoke", "nightly-time-machine", "weekly-words", "watch-corpus"}
 

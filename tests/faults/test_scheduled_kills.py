@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack import Stack, invented_text, now, stack
+from stack import Stack, databases, invented_text, now, stack
 
 from rnnlm_core.corpus import build_corpus
 from rnnlm_core.download import download, resolve
@@ -95,12 +95,13 @@ def strike_and_see(up: Stack, number: int, names: tuple[str, ...], corpus: str, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_whatever_is_killed_the_next_scheduled_run_completes_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_whatever_is_killed_the_next_scheduled_run_completes_with_the_same_bits(database: str, tmp_path: Path) -> None:
     draw = random.Random(7)
     story = [VICTIMS[number % len(VICTIMS)] for number in range(KILLS)]
     draw.shuffle(story)
     expected = [undisturbed(invented_text(number), tmp_path / f"whole-{number}") for number in range(KILLS)]
-    with stack(tmp_path / "up") as up:
+    with databases(database) as settings, stack(tmp_path / "up", **settings) as up:
         up.start()
         text = up.home / "text.txt"
         text.write_text(invented_text(10_000))

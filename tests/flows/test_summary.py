@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,12 @@ def test_the_commands_of_the_user_interfaces_exist_and_name_the_store() -> None:
     mlflow, prefect = tables.ui_commands("sqlite:////data/mlflow.db")
     assert mlflow.endswith("mlflow ui --backend-store-uri sqlite:////data/mlflow.db")
     assert prefect.endswith("prefect server start")
+
+
+def test_a_password_stays_in_the_environment_and_the_command_works_as_printed() -> None:
+    address = "postgresql://rnnlm:secret@127.0.0.1/runs"
+    mlflow, _ = tables.ui_commands(address)
+    assert "secret" not in mlflow
+    command = mlflow.removeprefix("see the runs in MLflow:").strip()
+    assert shlex.split(command, comments=True)[-2:] == ["--backend-store-uri", "$MLFLOW_TRACKING_URI"]
+    assert tables.ui_commands("http://me:secret@host:5000")[0].endswith(" http://me:***@host:5000")

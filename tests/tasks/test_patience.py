@@ -246,7 +246,7 @@ def test_our_errors_come_through_every_call_of_mlflow(
         lambda: tracked_models.predict(f"models:/{'m-' + 32 * '0'}", ["a"]),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(patience, "_patiently", refuse)
+        patch.setattr(patience, "patiently", refuse)
         for call in calls:
             with pytest.raises(type(broken)) as caught:
                 call()

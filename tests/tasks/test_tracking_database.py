@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from rnnlm_core.errors import IntegrityError, UsageError
+from rnnlm_core.errors import IntegrityError, ResourceError, UsageError
 from tasks import health, tracked_runs, tracking, tracking_database
 from tasks.tracking_database import client, experiment_id
 
@@ -181,3 +181,12 @@ def test_another_tracking_address_is_used_as_it_is(home: Path, tmp_path: Path, m
     with tracking.parent_run("smoke", "text", {}, "flow-run-1") as flow:
         assert tracked_runs.run_exists(flow.parent_run_id)
     assert not (home / "mlflow.db").exists()
+
+
+def test_a_missing_driver_is_named_with_what_installs_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://rnnlm:secret@127.0.0.1:9/runs")
+    with pytest.raises(ResourceError, match=r"no driver for this database: .*psycopg2") as caught:
+        client()
+    assert "`pip install '.[postgresql]'`" in str(caught.value)
+    assert "secret" not in str(caught.value)
