@@ -3,7 +3,7 @@
     from postgresql import postgresql_server
 
     with postgresql_server() as server:  # skips the test, and says so, where PostgreSQL is not installed
-        server.url                       # "postgresql://rnnlm:secret@127.0.0.1:PORT"
+        server.url                       # "postgresql://rnnlm:sesame@127.0.0.1:PORT"
         server.new_database()            # the same with the name of an empty database, another each time
         server.stop(), server.start()    # for what is to survive a restart: same address, same data
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-USER, PASSWORD = "rnnlm", "secret"
+USER, PASSWORD = "rnnlm", "sesame"
 PATIENCE = 120.0
 # Fast shutdown as soon as standard input closes: also when the test's process is killed.
 END_WITH_PARENT = '"$@" </dev/null & server=$!; cat >/dev/null; kill -INT $server; wait $server'
