@@ -44,7 +44,7 @@ $(BROWSER): $(STAMP)
 	@touch $@
 
 browser: $(BROWSER)  ## MLflow's comparison, the report and the page of `rnnlm serve`, tried in a real browser
-	$(BIN)/python -m pytest tests/e2e/test_browser.py
+	$(BIN)/python -m pytest tests/e2e/test_browser.py tests/e2e/test_browser_form.py
 
 screenshots: $(BROWSER)  ## the pictures of the README, of the newest run
 	PYTHONPATH=tests/faults:tests/e2e $(BIN)/python tests/e2e/screenshots.py docs/images

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,13 +70,15 @@ class Stack:
         self.wait_for(lambda: "logs:  " in self.said, 280)
 
     def wait_for(self, holds: Callable[[], Any], seconds: float) -> Any:
-        """Wait until something holds and return it; fails with what the command has printed."""
+        """Wait until something holds and return it, whoever does not answer meanwhile; fails with what was printed."""
         deadline = time.monotonic() + seconds
-        while not (found := holds()):
+        while True:
+            with suppress(httpx.TransportError):
+                if found := holds():
+                    return found
             assert self.process is None or self.process.poll() is None, self.said
-            assert time.monotonic() < deadline, self.said + "\n".join(map(str, self.runs()))
+            assert time.monotonic() < deadline, self.said
             time.sleep(0.5)
-        return found
 
     def run(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
         """Run a command of Prefect or rnnlm in this home."""
