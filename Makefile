@@ -33,8 +33,8 @@ check: $(STAMP)
 	$(BIN)/zizmor --offline --no-progress --strict-collection --persona pedantic .github/workflows
 	$(BIN)/python -m flows.deployments
 
-faults: $(STAMP)  ## kill, damage, fill and lock, hundreds of times; two hours and more
-	RNNLM_KILLS=50 RNNLM_SEEDS=200 RNNLM_COMMANDS=10 RNNLM_EXAMPLES=500 $(BIN)/python -m pytest tests/faults -s
+faults: $(STAMP)  ## kill, damage, fill and lock, hundreds of times; three hours and more
+	RNNLM_KILLS=50 RNNLM_SEEDS=200 RNNLM_COMMANDS=10 RNNLM_STACK_KILLS=20 RNNLM_EXAMPLES=500 $(BIN)/python -m pytest tests/faults -s
 
 BROWSER := .venv/.browser
 
