@@ -99,7 +99,9 @@ class ModelConfig:
     """Where the GRU's reset gate works: `before` the product with the recurrent weights (the book's equation) or
     `after` it (`torch.nn.GRU`, cuDNN). `auto`: before from scratch, after in concise."""
     hidden_size: int = _option(256, at_least=1, at_most=16384)
+    """Units of each recurrent layer."""
     num_layers: int = _option(1, at_least=1, at_most=16)
+    """Recurrent layers, one above the other."""
     embedding_size: int = _option(0, at_least=0, at_most=16384)
     """0 = the book's one-hot input (its product with the input weights is done as a row gather)."""
     dropout: float = _option(0.0, at_least=0.0, below=1.0)
@@ -127,13 +129,17 @@ class TrainConfig:
     """How a model is fitted."""
 
     epochs: int = _option(10, at_least=1, at_most=1_000_000)
+    """Passes over the training split."""
     batch_size: int = _option(32, at_least=1)
+    """Subsequences side by side in a minibatch."""
     num_steps: int = _option(35, at_least=1)
     """Length of truncated back-propagation through time, in tokens."""
     partition: Literal["sequential", "random"] = "sequential"
     """`sequential` carries the state from minibatch to minibatch; `random` shuffles subsequences and resets it."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """The rule that turns gradients into updates."""
     learning_rate: float = _option(3e-3, above=0.0, at_most=1e6)
+    """What the schedule starts from."""
     momentum: float = _option(0.0, at_least=0.0, below=1.0)
     """Of `sgd`."""
     weight_decay: float = _option(0.0, at_least=0.0, at_most=1.0)
@@ -158,6 +164,7 @@ class TrainConfig:
     clip_norm: float = _option(1.0, at_least=0.0)
     """Largest global gradient norm; 0 = no clipping."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
+    """Of the first weights, the partition and the dropout."""
     device: str = "auto"
     """`auto` (CUDA when present), `cpu`, `cuda` or `cuda:N`."""
 
@@ -173,6 +180,7 @@ class EvaluateConfig:
     """What the trained model is measured on."""
 
     split: Literal["train", "valid", "test"] = "test"
+    """Which part of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +206,7 @@ class GenerateConfig:
     stop: tuple[str, ...] = ()
     """Tokens that end a sample; they are no part of it."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
+    """Of the draws."""
     unknown: Literal["map", "error"] = "map"
     """Prefix tokens outside the vocabulary: read them as `<unk>` with a warning, or refuse them."""
 
