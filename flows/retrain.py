@@ -160,7 +160,7 @@ def _judged_on_its_text(
         raise DataError("the text changed while it was compared", config.corpus.name, "run the same again")
     measured = measure_champion(model, words, tokens.result(), config.corpus.shares)
     if reason := knows_fewer(parent.metrics["corpus/valid_oov_rate"], measured.oov_rate, holder.number):
-        return tracked_champion.keep_champion(version.name, version.number, reason), measured.perplexity
+        return tracked_champion.keep_champion(version.name, version.number, reason), None
     judged = tracked_champion.judge_measured(version.name, version.number, holder.number, measured.perplexity)
     return judged, measured.perplexity
 

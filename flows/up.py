@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from flows.deploy import POOL
-from flows.services import STOP_SECONDS, Service, end_marked
+from flows.services import MARK, STOP_SECONDS, Service, end_marked
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import ConfigError, ResourceError, UsageError
 from rnnlm_core.store import write_atomically
@@ -102,12 +102,13 @@ def stop(tell: Callable[[str], None]) -> bool:
     """End what is up, and what a killed one has left behind; say whether there was anything."""
     found = running()
     if found is not None:
-        process = psutil.Process(found.pid)
-        process.terminate()
-        try:
-            process.wait(timeout=3 * STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(found.pid)
+            process.terminate()
+            try:
+                process.wait(timeout=6 * STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
     left = end_marked(str(home()))
     if left:
         tell(f"ended {len(left)} processes that were left behind")
@@ -243,7 +244,7 @@ class _Roof:
 
     def _deploy(self, *options: str) -> None:
         """Put runs and deployments in order, in a process of its own."""
-        environment = {**os.environ, "PREFECT_API_URL": self.api}
+        environment = {**os.environ, "PREFECT_API_URL": self.api, MARK: f"{home()}:deploy"}
         command = [sys.executable, "-P", "-m", "flows.deploy", *options]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         for line in done.stdout.splitlines():

@@ -46,8 +46,7 @@ def down() -> None:
     workspace.prepare_environment()
     from flows.up import stop
 
-    if not stop(typer.echo):
-        typer.echo("nothing is up")
+    typer.echo("ended" if stop(typer.echo) else "nothing is up")
 
 
 def _detach(options: list[str]) -> None:
