@@ -32,6 +32,8 @@ def deploy() -> None:
         prefect("work-pool", "create", POOL, "--type", "process")
     repair()
     prefect("deploy", "--all")
+    for name in scheduled_runs.not_among(POOL, deployments.names(workspace.PROJECT / FILE)):
+        print(f"{name} is deployed, but not in {FILE}: `prefect deployment delete {name}` ends it", flush=True)
 
 
 def repair() -> None:

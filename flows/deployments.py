@@ -49,6 +49,11 @@ def check(file: Path) -> None:
         raise ConfigError(*(f"{file.name}: {mistake}" for mistake in found))
 
 
+def names(file: Path) -> list[str]:
+    """Return the names of the deployments of a file without mistakes."""
+    return [one["name"] for one in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]]
+
+
 def mistakes(text: str) -> Iterator[str]:
     """Yield every mistake of a `prefect.yaml`: where it is, the rule, and the value or the remedy."""
     try:

@@ -4,6 +4,9 @@ What it comes to is a Prefect artifact (`verdict-<model>`), a tag of the MLflow 
 an automation can act on: `rnnlm.retraining.` followed by the outcome, on the resource `rnnlm.model.<model>`.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +22,14 @@ from flows.text_stages import submit_tokens
 from rnnlm_core.champion import knows_fewer
 from rnnlm_core.config import RunConfig
 from rnnlm_core.download import resolve
-from rnnlm_core.errors import DataError
+from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.store import Handle
 from tasks import scheduled_runs, tracked_champion, tracked_registry, tracked_runs, tracking, workspace
 from tasks.caching import VerifiedSerializer
 from tasks.measure_champion import measure_champion
 from tasks.tracked_registry import Version
+from tasks.tracked_runs import VERDICT
 from tasks.wording import figure, markdown_text
 
 EVENT = "rnnlm.retraining."
@@ -72,8 +76,19 @@ def retrain(
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """
-    with scheduled_runs.claimed():
+    with scheduled_runs.claimed(), failure_told(preset, corpus, changes):
         return retrained(preset, corpus, cells, changes, tolerance)
+
+
+@contextmanager
+def failure_told(preset: str, corpus: str | None, changes: dict[str, Any] | None) -> Iterator[None]:
+    """Raise the event of a failure for whatever goes wrong within."""
+    text = (changes or {}).get("corpus.name") or corpus or PRESETS[preset]().corpus.name
+    try:
+        yield
+    except Exception as error:
+        _raise_event(FAILED, tracked_registry.name_for(preset, text), {"reason": str(error)})
+        raise
 
 
 def retrained(
@@ -83,22 +98,28 @@ def retrained(
     changes: dict[str, Any] | None,
     tolerance: float,
 ) -> State[dict[str, Any]]:
-    """Do the work of the flow within one that is under way; return its final state, which says what came of it."""
-    name = tracked_registry.name_for(preset, corpus or PRESETS[preset]().corpus.name)
+    """Do the work of the flow within one that is under way; return its final state, which says what came of it.
+
+    Raises `UsageError` for a config without a validation split: nothing could be compared.
+    """
+    config = run_config(preset, corpus, cells, changes)
+    if not config.corpus.has_split("valid"):
+        raise UsageError(
+            "a retraining is judged on validation text: `corpus.split` must hold some",
+            config.corpus.split,
+            "give a share, such as 90/5/5",
+        )
+    before = tracked_registry.champions().get(tracked_registry.name_for(preset, resolve(config.corpus.name).name))
     try:
-        config = run_config(preset, corpus, cells, changes)
-        before = tracked_registry.champions().get(name)
-        try:
-            summary, failure = language_model(preset, corpus, cells, changes), None
-        except PartlyDoneError as error:
-            summary, failure = error.summary.as_json(), error
-        outcome = _outcome(summary, before, config, tolerance)
+        summary, failure = language_model(preset, corpus, cells, changes), None
+    except PartlyDoneError as error:
+        summary, failure = error.summary.as_json(), error
+    outcome = _outcome(summary, before, config, tolerance)
+    # The best of the cells that are left may be worse than the champion only because its own kind is missing.
+    if failure is None or outcome.verdict == PROMOTED:
         _tell(outcome, summary)
-        if failure is not None:
-            raise failure
-    except Exception as error:
-        _raise_event(FAILED, name, {"reason": str(error)})
-        raise
+    if failure is not None:
+        raise failure
     return Completed(
         message=f"{outcome.verdict}: {outcome.reason}", data={**asdict(outcome), "run": summary["parent_run_id"]}
     )
@@ -108,14 +129,15 @@ def _outcome(summary: dict[str, Any], before: Version | None, config: RunConfig,
     name, number = summary["model"]["name"], summary["model"]["version"]
     rival = holder = tracked_registry.champions().get(name)
     version = tracked_registry.version(name, number, holder.number if holder else None)
+    # What a flow has trained and had no time to tell is news for the next one, which finds it cached.
+    told = VERDICT in version.tags
     measured = None
     if holder is not None and not version.champion and not _same_corpus(holder, version):
         version, measured = _judged_on_its_text(version, holder, summary, config)
-    if version.champion and before is not None and before.number == number:
-        verdict = UNCHANGED
-    elif version.champion:
-        verdict, rival = PROMOTED, before
-    elif all(cell["cached"] for cell in summary["cells"].values()):
+    moved = version.champion and (before is None or before.number != number)
+    if moved or (version.champion and not told):
+        verdict, rival = PROMOTED, before if moved else None
+    elif told and all(cell["cached"] for cell in summary["cells"].values()):
         verdict = UNCHANGED
     else:
         verdict = KEPT
@@ -146,30 +168,36 @@ def _judged_on_its_text(
     # Byte pairs are learnt from the text: another text is cut into other tokens.
     if ours.valid_perplexity is None or ours.tokenizer != holder.candidate.tokenizer or config.tokenizer.level == "bpe":
         return version, None
+    cannot = f"champion (version {holder.number}) cannot be measured on this corpus"
+    if not tracked_runs.run_exists(holder.run_id):
+        return _keep(version, f"{cannot}: its run is not in MLflow"), None
     run = tracked_runs.find_model_run(holder.run_id)
+    normalizer = run.parameters.get("corpus.normalizer", "")
+    if normalizer != config.corpus.normalizer:
+        return _keep(version, f"{cannot}: it reads texts that are normalised otherwise ({normalizer})"), None
     model, words = (
         Handle(kind, run.tags.get(f"rnnlm.{kind}_sha256", "")) for kind in ("model", "vocabulary")
     )  # fmt: skip
     store = workspace.store()
     if lost := next((handle for handle in (model, words) if store.fault(handle)), None):
-        reason = f"champion (version {holder.number}) cannot be measured on this corpus: its {lost.kind} is not here"
-        return tracked_champion.keep_champion(version.name, version.number, reason), None
+        return _keep(version, f"{cannot}: its {lost.kind} is not here"), None
     text, tokens = submit_tokens(config, resolve(config.corpus.name))
     parent = tracked_runs.find_model_run(summary["parent_run_id"])
     if parent.tags[tracked_runs.TEXT] != text.result().handle.sha256:
         raise DataError("the text changed while it was compared", config.corpus.name, "run the same again")
     measured = measure_champion(model, words, tokens.result(), config.corpus.shares)
     if reason := knows_fewer(parent.metrics["corpus/valid_oov_rate"], measured.oov_rate, holder.number):
-        return tracked_champion.keep_champion(version.name, version.number, reason), None
+        return _keep(version, reason), None
     judged = tracked_champion.judge_measured(version.name, version.number, holder.number, measured.perplexity)
     return judged, measured.perplexity
 
 
+def _keep(version: Version, reason: str) -> Version:
+    return tracked_champion.keep_champion(version.name, version.number, reason)
+
+
 def _tell(outcome: Outcome, summary: dict[str, Any]) -> None:
     """Leave the verdict where people and automations look for it."""
-    tracking.set_tags(
-        summary["parent_run_id"], {"rnnlm.verdict": outcome.verdict, "rnnlm.verdict_reason": outcome.reason}
-    )
     rows = [
         (f"version {outcome.version} ({summary['best_cell']}, this run)", outcome.perplexity),
         (f"champion until now, version {outcome.champion}" if outcome.champion else "", outcome.champion_perplexity),
@@ -178,7 +206,7 @@ def _tell(outcome: Outcome, summary: dict[str, Any]) -> None:
         f"| {name} | {'not measured' if value is None else figure(value)} |" for name, value in rows if name
     )
     create_markdown_artifact(
-        key="verdict-" + "".join(c if c.isalnum() and c.isascii() else "-" for c in outcome.model).strip("-"),
+        key=artifact_key("verdict", outcome.model),
         markdown=(
             f"# {outcome.model}: {outcome.verdict}\n\n{markdown_text(outcome.reason)}\n\n"
             f"| | validation perplexity |\n|---|---|\n{table}\n\nMLflow run {summary['parent_run_id']}\n"
@@ -186,6 +214,14 @@ def _tell(outcome: Outcome, summary: dict[str, Any]) -> None:
         description=f"{outcome.verdict}: {outcome.reason}",
     )
     _raise_event(outcome.verdict, outcome.model, asdict(outcome))
+    tracked_registry.tag_version(outcome.model, outcome.version, VERDICT, outcome.verdict)
+    # Last: a text counts as seen once all of this is told.
+    tracking.set_tags(summary["parent_run_id"], {VERDICT: outcome.verdict, "rnnlm.verdict_reason": outcome.reason})
+
+
+def artifact_key(kind: str, name: str) -> str:
+    """Return the key of an artifact, which may hold small letters, digits and dashes alone."""
+    return "-".join([kind, *re.findall("[a-z0-9]+", name.lower())])
 
 
 def _raise_event(verdict: str, model: str, payload: dict[str, Any]) -> None:

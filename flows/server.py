@@ -159,7 +159,7 @@ def _healthy(url: str) -> bool:
 
 
 @contextmanager
-def _turn_to_start() -> Iterator[None]:
+def turn_to_start() -> Iterator[None]:
     """Wait for one's turn, and hold it: servers that start together break each other's tables.
 
     It is a lock of Prefect's home, and for a PostgreSQL database, which other hosts may use, one of the database too.
@@ -224,7 +224,7 @@ def main() -> None:
 
     turn = ExitStack()
     try:
-        turn.enter_context(_turn_to_start())
+        turn.enter_context(turn_to_start())
     except ResourceError as error:
         parent.write("\n".join(error.lines))
         parent.close()

@@ -117,7 +117,8 @@ def ui_commands(tracking_uri: str) -> list[str]:
     else:  # the shell knows the password, and no screen or log needs to
         runs = _command("mlflow", f'ui --backend-store-uri "$MLFLOW_TRACKING_URI"  # {shown}')
     # In the project folder Prefect finds its home by itself.
-    elsewhere = "" if Path.cwd() == PROJECT else f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} "
+    its_own = Path.cwd() == PROJECT and Path(os.environ["PREFECT_HOME"]) == PROJECT / ".prefect"
+    elsewhere = "" if its_own else f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} "
     return [
         "see the runs in MLflow:     " + runs,
         "see the stages in Prefect:  " + elsewhere + _command("prefect", "server start"),

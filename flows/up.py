@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -27,8 +28,11 @@ from rnnlm_core.store import write_atomically
 from tasks import processes, workspace
 
 HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+LOOPBACK = (HOST, "localhost", "::1")
 STARTUP_SECONDS = 180
 LOOK_SECONDS = 0.5
+RETRY_SECONDS = 5.0
 MOST_DEATHS, WITHIN_SECONDS = 5, 120.0
 """What dies more often than this within so many seconds will not get better by itself."""
 SERVER = {
@@ -40,10 +44,10 @@ MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be up: the ports of both servers on this machine, and how many runs may be under way."""
+    """What is to be up: the ports of both servers on this machine (None: the usual ones), and how many runs at once."""
 
-    prefect_port: int = 4200
-    mlflow_port: int = 5000
+    prefect_port: int | None = None
+    mlflow_port: int | None = None
     runs: int = 2
 
 
@@ -89,7 +93,9 @@ def stay_up(plan: Plan, tell: Callable[[str], None]) -> None:
     Raises `ResourceError` if a port is taken, if something does not start or dies again and again.
     """
     asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SIGHUP: a terminal that was closed.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
     try:
         with _only_one():
             _Roof(plan, tell, asked).stay()
@@ -109,10 +115,14 @@ def stop(tell: Callable[[str], None]) -> bool:
                 process.wait(timeout=6 * STOP_SECONDS)
             except psutil.TimeoutExpired:
                 process.kill()
-    left = end_marked(str(home()))
+    try:
+        with _only_one():  # what another one starts at this moment is none of ours
+            left = end_marked(str(home()))
+            note().unlink(missing_ok=True)
+    except ResourceError:
+        left = []
     if left:
         tell(f"ended {len(left)} processes that were left behind")
-    note().unlink(missing_ok=True)
     return found is not None or bool(left)
 
 
@@ -133,23 +143,47 @@ def _only_one() -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def _turn_to_start() -> Iterator[None]:
+    """Wait for one's turn among the servers that start in this home: together they break each other's tables."""
+    from filelock import FileLock
+
+    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" in os.environ:
+        from flows.server import turn_to_start
+
+        with turn_to_start():
+            yield
+    else:
+        with FileLock(home() / "starting.lock", thread_local=False):
+            yield
+
+
 class _Roof:
     """The services, and what is done for them."""
 
     def __init__(self, plan: Plan, tell: Callable[[str], None], asked: threading.Event) -> None:
         self.plan, self.tell, self.asked = plan, tell, asked
         self.deaths: list[float] = []
-        self.prefect = f"http://{HOST}:{plan.prefect_port}"
+        self.prefect_port, self.mlflow_port = plan.prefect_port or PREFECT_PORT, plan.mlflow_port or MLFLOW_PORT
+        self.prefect = f"http://{HOST}:{self.prefect_port}"
         theirs = os.environ.get("PREFECT_API_URL", "")
-        self.own_prefect = not theirs or theirs.rstrip("/") == f"{self.prefect}/api"
+        address = urlsplit(theirs)
+        self.own_prefect = not theirs or (address.hostname in LOOPBACK and address.port == self.prefect_port)
         self.api = f"{self.prefect}/api" if self.own_prefect else theirs
         uri = workspace.tracking_uri()
         self.own_mlflow = not uri.startswith(("http://", "https://"))
-        self.mlflow = f"http://{HOST}:{plan.mlflow_port}" if self.own_mlflow else uri
-        scripts, port = Path(sys.executable).parent, str(plan.prefect_port)
+        self.mlflow = f"http://{HOST}:{self.mlflow_port}" if self.own_mlflow else uri
+        for option, port, own, setting in (
+            ("--prefect-port", plan.prefect_port, self.own_prefect, "PREFECT_API_URL"),
+            ("--mlflow-port", plan.mlflow_port, self.own_mlflow, "MLFLOW_TRACKING_URI"),
+        ):
+            if port is not None and not own:
+                rule = f"`{option}` has no effect while `{setting}` names a server"
+                raise UsageError(rule, without_password(os.environ[setting]), "unset one of them")
+        scripts = Path(sys.executable).parent
         self.server = self._service(
             "prefect-server",
-            [str(scripts / "prefect"), "server", "start", "--host", HOST, "--port", port],
+            [str(scripts / "prefect"), "server", "start", "--host", HOST, "--port", str(self.prefect_port)],
             SERVER,
             f"{self.api}/health",
         )
@@ -163,11 +197,13 @@ class _Roof:
         self.pages = self._service(
             "mlflow",
             [
-                *(str(scripts / "mlflow"), "server", "--workers", "1", "--host", HOST, "--port", str(plan.mlflow_port)),
+                *(str(scripts / "mlflow"), "server", "--workers", "1", "--host", HOST, "--port", str(self.mlflow_port)),
             ],
-            {**MLFLOW, "MLFLOW_BACKEND_STORE_URI": uri},  # not in the command, which everybody on the machine sees
+            MLFLOW,
             f"{self.mlflow}/health",
         )
+        # Not in the command, which everybody on the machine sees.
+        self.pages.environment = {**self.pages.environment, "MLFLOW_BACKEND_STORE_URI": uri}
         self.services = [
             *([self.server] if self.own_prefect else []),
             *([self.pages] if self.own_mlflow else []),
@@ -179,6 +215,11 @@ class _Roof:
     ) -> Service:
         chosen = {key: os.environ.get(key, value) for key, value in (environment or {}).items()}
         return Service(name, command, logs() / f"{name}.log", home(), {**chosen, "PREFECT_API_URL": self.api}, health)
+
+    @property
+    def shown_prefect(self) -> str:
+        """Where Prefect's pages are."""
+        return self.prefect if self.own_prefect else without_password(self.api.removesuffix("/api"))
 
     def stay(self) -> None:
         """Start, look after, and end everything."""
@@ -192,15 +233,16 @@ class _Roof:
             while not self.asked.wait(LOOK_SECONDS):
                 self._look()
         finally:
-            self.tell("stopping: flows keep their checkpoints …")
+            with contextlib.suppress(OSError):  # whoever listened may be gone
+                self.tell("stopping: flows keep their checkpoints …")
             for service in reversed(self.services):
                 service.stop()
             end_marked(str(home()))
             note().unlink(missing_ok=True)
 
     def _check_ports(self) -> None:
-        ports = {"prefect": self.plan.prefect_port} if self.own_prefect else {}
-        ports |= {"mlflow": self.plan.mlflow_port} if self.own_mlflow else {}
+        ports = {"prefect": self.prefect_port} if self.own_prefect else {}
+        ports |= {"mlflow": self.mlflow_port} if self.own_mlflow else {}
         for name, port in ports.items():
             try:
                 socket.create_server((HOST, port)).close()
@@ -211,26 +253,22 @@ class _Roof:
     def _start(self) -> None:
         """Start everything in order; a wish to end is heard in between."""
         self.tell("starting: Prefect's server, the deployments, a worker, MLflow's pages (30 to 60 s) …")
-        # MLflow would make its tables itself, unprotected: only `flows.deploy` may be the first.
-        tables = "MLFLOW_TRACKING_URI" not in os.environ and (workspace.home() / "mlflow.db").exists()
-        if self.own_mlflow and tables:
-            self.pages.start()
         if self.own_prefect:
-            self._start_and_wait(self.server)
+            with _turn_to_start():
+                self._start_and_wait(self.server)
         else:
             from flows.server import Api
 
             Api(self.api).check()
-        self._deploy()
+        if not self.asked.is_set():
+            self._deploy()
         if self.asked.is_set():
             return
         self.worker.start()
-        if self.own_mlflow:
-            if not tables:
-                self.pages.start()
-            self.pages.wait_until_up(STARTUP_SECONDS, self.asked.is_set)
+        if self.own_mlflow:  # after the deploying, which has seen to its database
+            self._start_and_wait(self.pages)
         for line in (
-            f"Prefect:  {self.prefect if self.own_prefect else without_password(self.api.removesuffix('/api'))}",
+            f"Prefect:  {self.shown_prefect}",
             f"API:      {without_password(self.api)}   (export PREFECT_API_URL={without_password(self.api)})",
             f"MLflow:   {without_password(self.mlflow)}",
             f"logs:     {logs()}",
@@ -246,14 +284,22 @@ class _Roof:
         """Put runs and deployments in order, in a process of its own."""
         environment = {**os.environ, "PREFECT_API_URL": self.api, MARK: f"{home()}:deploy"}
         command = [sys.executable, "-P", "-m", "flows.deploy", *options]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        for line in done.stdout.splitlines():
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+        while True:
+            try:
+                out, err = process.communicate(timeout=LOOK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if self.asked.is_set():
+                    process.terminate()
+        for line in out.splitlines():
             self.tell(line)
-        if done.returncode and not self.asked.is_set():
-            lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
-            if done.returncode == UsageError.exit_code:
+        if process.returncode and not self.asked.is_set():
+            lines = [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
+            if process.returncode == UsageError.exit_code and lines:
                 raise ConfigError(*lines)
-            last = (lines or done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            last = (lines or err.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
             raise ResourceError("nothing was deployed", last, f"see {logs()}")
 
     def _look(self) -> None:
@@ -268,14 +314,18 @@ class _Roof:
                 raise ResourceError("it dies again and again", value, f"see {service.log}")
             self.tell(f"warning: {service.name} has died (exit code {service.ended}): starting it again")
             service.stop()  # what it has left behind
-            if service is self.worker:
-                self._deploy("--repair")
-            self._start_and_wait(service)
+            try:
+                if service is self.worker:
+                    self._deploy("--repair")
+                self._start_and_wait(service)
+            except ResourceError as error:  # a database that is away, a server that is busy: the next look tries again
+                self.tell(f"warning: {error}")
+                self.asked.wait(RETRY_SECONDS)
 
     def _note(self, ready: bool) -> None:
         me = processes.this_process()
         told = Up(
-            int(me["rnnlm.pid"]), me["rnnlm.started"], self.prefect, without_password(self.api),
+            int(me["rnnlm.pid"]), me["rnnlm.started"], self.shown_prefect, without_password(self.api),
             without_password(self.mlflow), ready,
         )  # fmt: skip
         write_atomically(note(), json.dumps(asdict(told), indent=1).encode())

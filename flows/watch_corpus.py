@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
 from flows.parameters import Cells, Changes, Preset, Tolerance
-from flows.retrain import DEFAULT_TOLERANCE, UNCHANGED, retrained
+from flows.retrain import DEFAULT_TOLERANCE, UNCHANGED, artifact_key, failure_told, retrained
 from rnnlm_core.config import flatten
 from rnnlm_core.download import resolve, without_password
 from rnnlm_core.presets import run_config
@@ -36,7 +36,7 @@ def watch_corpus(
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """
-    with scheduled_runs.claimed():
+    with scheduled_runs.claimed(), failure_told(preset, corpus, changes):
         config = run_config(preset, corpus, cells, changes)
         text = download(resolve(config.corpus.name)).handle
         shown = without_password(config.corpus.name)
@@ -44,7 +44,7 @@ def watch_corpus(
         if known != text.sha256:
             return retrained(preset, corpus, cells, changes, tolerance)
         message = f"{UNCHANGED}: {shown} holds the text of the last run ({text.sha256[:12]}), nothing is trained"
-        create_markdown_artifact(key="watch-corpus", markdown=markdown_text(message), description=message)
+        create_markdown_artifact(key=artifact_key("watch", shown), markdown=markdown_text(message), description=message)
         return Completed(
             name="Unchanged", message=message, data={"verdict": UNCHANGED, "reason": message, "text": text.sha256}
         )

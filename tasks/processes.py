@@ -57,11 +57,13 @@ def is_tagged(tags: list[str]) -> bool:
     return any(tag.startswith(PREFIX) for tag in tags)
 
 
+def untagged(tags: list[str]) -> list[str]:
+    """Return the tags of a flow run that do not say which process it belongs to."""
+    return [tag for tag in tags if not tag.startswith(PREFIX)]
+
+
 def has_ended(tags: list[str]) -> bool:
-    """Whether a flow run with these tags belonged to a process of this machine that is gone."""
-    for tag in tags:
-        parts = tag.removeprefix(PREFIX).rsplit(":", 2)
-        if tag.startswith(PREFIX) and len(parts) == 3:
-            machine, pid, started = parts
-            return machine == host() and not is_alive(pid, started)
-    return False
+    """Whether a flow run with these tags belonged to processes of this machine, all of them gone."""
+    owners = [tag.removeprefix(PREFIX).rsplit(":", 2) for tag in tags if tag.startswith(PREFIX)]
+    known = [owner for owner in owners if len(owner) == 3]
+    return bool(known) and all(machine == host() and not is_alive(pid, started) for machine, pid, started in known)

@@ -4,7 +4,7 @@ A run that a worker has started carries its process as a tag from here on, as th
 any later start can tell whether it is still there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,10 +24,11 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType, Worker, WorkerStatus
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed
 
+from rnnlm_core.errors import one_line
 from tasks import processes, progress
 
 LATE = "a later run of the same deployment has started: it does the same work"
@@ -39,19 +40,22 @@ def claimed() -> Iterator[None]:
     tag = processes.flow_run_tag()
     with get_client(sync_client=True) as api:
         mine = api.read_flow_run(UUID(str(flow_run.id)))
-        if tag not in mine.tags:
-            api.update_flow_run(mine.id, tags=sorted({*mine.tags, tag}))
+        if tag not in mine.tags:  # of a run that is tried again, the process before is told no more
+            api.update_flow_run(mine.id, tags=sorted({tag, *processes.untagged(mine.tags)}))
         if deployment.id:
-            for _ in drop_missed(api, UUID(str(deployment.id)), keep=0):
+            for _ in drop_missed(api, UUID(str(deployment.id)), mine.parameters):
                 progress.warn("schedule", f"a missed run is dropped: {LATE}")
     with tags(tag):
         yield
 
 
 def drop_missed(
-    api: SyncPrefectClient, deployment_id: UUID, keep: int, but: FlowRun | None = None
+    api: SyncPrefectClient, deployment_id: UUID, parameters: dict[str, Any] | None = None, but: FlowRun | None = None
 ) -> Iterator[FlowRun]:
-    """Cancel the runs of a deployment whose time has passed, but for one and the `keep` newest; yield what went."""
+    """Cancel what the schedule of a deployment has missed: all that does what a run with `parameters` does anyway.
+
+    Of what has other parameters the newest is left. Runs that somebody asked for are no part of it. Yields what went.
+    """
     missed = api.read_flow_runs(
         deployment_filter=_deployment(deployment_id),
         flow_run_filter=FlowRunFilter(
@@ -60,7 +64,13 @@ def drop_missed(
         ),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
-    for run in [run for run in missed if but is None or run.id != but.id][keep:]:
+    served = [] if parameters is None else [parameters]
+    for run in missed:
+        if not run.auto_scheduled or (but is not None and run.id == but.id):
+            continue
+        if run.parameters not in served:
+            served.append(run.parameters)
+            continue
         api.set_flow_run_state(run.id, Cancelled(name="Missed", message=f"Missed: {LATE}."))
         yield run
 
@@ -87,8 +97,12 @@ def repair(pool: str) -> Iterator[str]:
             yield f"closed Prefect flow run {run.name}, whose worker is gone"
         for one in _pages(api.read_deployments, work_pool_filter=_in(pool), sort=DeploymentSort.NAME_ASC):
             broken = _broken_off(api, one.id)
-            goes_on = broken and _going_on(api, one.id, broken)
-            for run in drop_missed(api, one.id, keep=0 if goes_on else 1, but=goes_on):
+            try:
+                goes_on = broken and _going_on(api, one.id, broken)
+            except PrefectHTTPStatusError as refusal:  # its parameters fit the deployment no more
+                goes_on = None
+                yield f"run {broken.name if broken else ''} of {one.name} cannot go on: {one_line(refusal)}"
+            for run in drop_missed(api, one.id, goes_on.parameters if goes_on else None, goes_on):
                 yield f"dropped run {run.name} of {one.name}, which was missed"
             if broken and goes_on:
                 yield f"run {goes_on.name} of {one.name} goes on where {broken.name} has ended"
@@ -100,6 +114,13 @@ def _going_on(api: SyncPrefectClient, deployment_id: UUID, broken: FlowRun) -> F
         deployment_id, parameters=broken.parameters, idempotency_key=f"goes-on-{broken.id}"
     )
     return run if run.state is not None and run.state.is_scheduled() else None
+
+
+def not_among(pool: str, names: Collection[str]) -> list[str]:
+    """Return the deployments of a pool that have none of these names, as Prefect's commands call them."""
+    with get_client(sync_client=True) as api:
+        found = list(_pages(api.read_deployments, work_pool_filter=_in(pool), sort=DeploymentSort.NAME_ASC))
+        return [f"{api.read_flow(one.flow_id).name}/{one.name}" for one in found if one.name not in names]
 
 
 def _in(pool: str) -> WorkPoolFilter:

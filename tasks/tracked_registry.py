@@ -215,6 +215,11 @@ def create_version(name: str, run: Run, corpus: str) -> int:
     return int(created.version)
 
 
+def tag_version(name: str, number: int, key: str, value: str) -> None:
+    """Set a tag of a version."""
+    client().set_model_version_tag(name, str(number), key, value)
+
+
 def model_uri(run: Run) -> str:
     """Return the address of the model that a run has logged; raises `DataError` if it has none."""
     uri = run.data.tags.get("rnnlm.model_uri")

@@ -14,6 +14,7 @@ from tasks.tracking_database import client, experiment_id, has_database, is_miss
 MINUTES = "perf/train_minutes"
 TEXT = "rnnlm.text_sha256"
 CONFIG = "rnnlm.config_sha256"
+VERDICT = "rnnlm.verdict"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def finished_cells(preset: str, cell: str) -> list[TrackedRun]:
 
 
 def last_text(config_sha256: str) -> str | None:
-    """Return the digest of the text that the newest finished run of a config has read, None if there is none."""
+    """Return the digest of the text of the newest run of a config whose verdict was told, None if there is none."""
     query = (
         "attributes.status = 'FINISHED' AND tags.`rnnlm.kind` = 'pipeline' "
-        f"AND tags.`{CONFIG}` = '{_quoted(config_sha256)}'"
+        f"AND tags.`{CONFIG}` = '{_quoted(config_sha256)}' AND tags.`{VERDICT}` != ''"
     )
     found = newest(query) if has_database() else None
     return None if found is None else found.data.tags.get(TEXT)

@@ -79,7 +79,7 @@ def prepare_environment() -> None:
         remedy = "set RNNLM_HOME to a folder that can be written"
         raise ResourceError("cannot write artifacts", f"{results} ({error.strerror})", remedy) from error
     defaults = {
-        "PREFECT_HOME": str(PROJECT / ".prefect" if (PROJECT / "pyproject.toml").exists() else home() / ".prefect"),
+        "PREFECT_HOME": str(home() / ".prefect"),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(results),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -20,8 +20,12 @@ LOGGED = {
 
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return once all is up; `rnnlm down` ends it.")] = False,
-    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's server.", min=1, max=65535)] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.", min=1, max=65535)] = 5000,
+    prefect_port: Annotated[
+        int | None, typer.Option(help="Port of Prefect's server.", min=1, max=65535, show_default="4200")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Port of MLflow's pages.", min=1, max=65535, show_default="5000")
+    ] = None,
     runs: Annotated[int, typer.Option(help="Scheduled runs that may be under way at once.", min=1, max=1000)] = 2,
 ) -> None:
     """Start Prefect's server, a worker and MLflow's pages here, and deploy `prefect.yaml`; Ctrl-C ends all."""
@@ -34,7 +38,9 @@ def up(
 
     plan = Plan(prefect_port, mlflow_port, runs)
     if detach:
-        _detach(["--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port), "--runs", str(runs)])
+        ports = {"--prefect-port": prefect_port, "--mlflow-port": mlflow_port}
+        chosen = [word for option, port in ports.items() if port is not None for word in (option, str(port))]
+        _detach([*chosen, "--runs", str(runs)])
     else:
         stay_up(plan, lambda line: typer.echo(line, err=line.endswith("…") or line.startswith("warning")))
 

@@ -8,10 +8,13 @@ import pytest
 
 from flows import retrain as retrain_module
 from flows.retrain import retrain
+from flows.summary import PartlyDoneError
 from flows.watch_corpus import watch_corpus
-from rnnlm_core.errors import DataError
+from rnnlm_core.errors import DataError, ResourceError, UsageError
 from rnnlm_core.store import Handle
+from rnnlm_core.train_process import Job
 from tasks import tracked_registry, tracked_runs, workspace
+from tasks import train as train_stage
 
 from .conftest import TINY, invented_text
 
@@ -112,6 +115,70 @@ def test_a_champion_whose_files_are_gone_is_not_compared(again: Callable[..., di
     assert kept["verdict"] == "kept"
     assert "its model is not here" in kept["reason"]
     assert tracked_registry.champions()["rnnlm-text.txt"].number == 1
+
+
+def test_what_had_no_time_to_be_told_is_news_for_the_next_one(
+    again: Callable[..., dict[str, Any]],
+    events: list[tuple[str, str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    again(train__epochs=6)
+    with monkeypatch.context() as broken:
+        broken.setattr(retrain_module, "_tell", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            again(train__epochs=1)
+    assert again(train__epochs=1)["verdict"] == "regression"
+    assert again(train__epochs=1)["verdict"] == "unchanged"
+    assert [event.rpartition(".")[2] for event, _, _ in events] == ["promoted", "regression", "unchanged"]
+
+
+def test_a_champion_that_reads_texts_otherwise_is_not_compared(
+    again: Callable[..., dict[str, Any]], text: Path
+) -> None:
+    again(train__epochs=1)
+    kept = again(train__epochs=6, corpus__normalizer="letters")
+    assert kept["verdict"] == "kept"
+    assert "it reads texts that are normalised otherwise (none)" in kept["reason"]
+
+
+def test_without_validation_text_nothing_is_trained(
+    again: Callable[..., dict[str, Any]], train_here: list[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"`corpus.split` must hold some: 100/0/0"):
+        again(corpus__split="100/0/0", evaluate__split="train")
+    assert train_here == []
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_is_a_failure_and_no_regression(
+    home: Path,
+    text: Path,
+    train_here: list[str],
+    events: list[tuple[str, str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    retrain("smoke", str(text), ["gru"], TINY | {"train.epochs": 6})
+    honest = train_stage.train_in_child
+
+    def train(job: Job, *others: Any) -> dict[str, Any]:
+        if job.cell == "gru":
+            raise ResourceError("the memory was too small", "gru")
+        return honest(job, *others)
+
+    monkeypatch.setattr(train_stage, "train_in_child", train)
+    with pytest.raises(PartlyDoneError):
+        retrain("smoke", str(text), ["rnn", "gru"], TINY | {"train.epochs": 1})
+    assert [event.rpartition(".")[2] for event, _, _ in events] == ["promoted", "failed"]
+
+
+def test_a_watched_text_that_is_gone_is_told(
+    home: Path, tmp_path: Path, events: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    with pytest.raises(DataError, match=r"gone\.txt"):
+        watch_corpus(str(tmp_path / "gone.txt"), "smoke", ["rnn"], TINY)
+    assert [(event, resource) for event, resource, _ in events] == [
+        ("rnnlm.retraining.failed", "rnnlm.model.rnnlm-gone.txt")
+    ]
 
 
 def test_a_failure_is_told_and_raised(

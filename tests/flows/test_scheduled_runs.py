@@ -1,6 +1,8 @@
 """What is done for runs nobody sits in front of, with a real Prefect server: dead ones closed, late ones dropped."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -9,6 +11,7 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 
 from tasks import processes, scheduled_runs
@@ -42,8 +45,17 @@ class Pool:
 
     def due(self, minutes_ago: float) -> UUID:
         """Make a run that was due so long ago."""
+        run = self.asked(minutes_ago)
+        # Only Prefect's scheduler says so of a run.
+        with closing(sqlite3.connect(get_current_settings().home / "prefect.db", timeout=60)) as database, database:
+            database.execute("UPDATE flow_run SET auto_scheduled = 1 WHERE id = ?", [str(run)])
+        return run
+
+    def asked(self, minutes_ago: float, **parameters: int) -> UUID:
+        """Make a run that somebody wanted so long ago."""
         when = datetime.now(UTC) - timedelta(minutes=minutes_ago)
-        return self.api.create_flow_run_from_deployment(self.deployment, state=Scheduled(scheduled_time=when)).id
+        state = Scheduled(scheduled_time=when)
+        return self.api.create_flow_run_from_deployment(self.deployment, state=state, parameters=parameters).id
 
     def read(self, run: UUID) -> FlowRun:
         return self.api.read_flow_run(run)
@@ -117,6 +129,33 @@ def test_beside_a_run_that_goes_on_no_missed_one_is_left(pool: Pool) -> None:
     list(scheduled_runs.repair(pool.name))
     assert pool.read(missed).state.name == "Missed"
     assert len(pool.waiting()) == 1
+
+
+def test_a_run_that_somebody_asked_for_is_not_dropped(pool: Pool) -> None:
+    asked, missed, newest = pool.asked(30, number=9), pool.due(20), pool.due(10)
+    list(scheduled_runs.repair(pool.name))
+    assert {run.id for run in pool.waiting()} == {asked, newest}
+    assert pool.read(missed).state.name == "Missed"
+
+
+def test_a_run_that_is_tried_again_belongs_to_its_new_process(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    @flow
+    def starts() -> list[str]:
+        run = UUID(str(scheduled_runs.flow_run.id))
+        pool.api.update_flow_run(run, tags=[dead_tag(), "mine"])
+        with scheduled_runs.claimed():
+            return pool.read(run).tags
+
+    tags = starts()
+    assert set(tags) == {"mine", processes.flow_run_tag()}
+    assert not processes.has_ended([dead_tag(), processes.flow_run_tag()])
+    assert processes.has_ended([dead_tag()])
+
+
+def test_a_deployment_that_the_file_does_not_know_is_named(pool: Pool) -> None:
+    name = pool.api.read_deployment(pool.deployment).name
+    assert scheduled_runs.not_among(pool.name, ["other"]) == [f"nothing/{name}"]
+    assert scheduled_runs.not_among(pool.name, [name]) == []
 
 
 def test_what_has_completed_does_not_go_on(pool: Pool) -> None:
