@@ -117,6 +117,7 @@ def test_a_champion_whose_files_are_gone_is_not_compared(again: Callable[..., di
     assert tracked_registry.champions()["rnnlm-text.txt"].number == 1
 
 
+@pytest.mark.slow
 def test_what_had_no_time_to_be_told_is_news_for_the_next_one(
     again: Callable[..., dict[str, Any]],
     events: list[tuple[str, str, dict[str, Any]]],
@@ -132,6 +133,7 @@ def test_what_had_no_time_to_be_told_is_news_for_the_next_one(
     assert [event.rpartition(".")[2] for event, _, _ in events] == ["promoted", "regression", "unchanged"]
 
 
+@pytest.mark.slow
 def test_a_champion_that_reads_texts_otherwise_is_not_compared(
     again: Callable[..., dict[str, Any]], text: Path
 ) -> None:
