@@ -147,8 +147,10 @@ class Trials:
         except BaseException:
             stop_requested.set()
             wait(list(self.under_way))  # a training ends at its next minibatch, and closes its run
-            for run in self.open.values():
-                tracked_trials.abandon_trial(run)
+            told = {trial.number for trial in self.study.finished()}  # asked to end just after a trial was told
+            for number, run in self.open.items():
+                if number not in told:
+                    tracked_trials.abandon_trial(run)
             raise
 
     def _begun(self) -> int:

@@ -18,7 +18,7 @@ from flows.sweep import sweep
 from rnnlm_core.checkpoint import pending
 from rnnlm_core.errors import ConfigError, ResourceError
 from rnnlm_core.train_process import Job
-from tasks import tracked_runs, workspace
+from tasks import studies, tracked_runs, workspace
 from tasks import train as train_stage
 from tasks.progress import News
 from tasks.tracking_database import client, experiment_id
@@ -240,6 +240,24 @@ def test_a_sweep_that_was_stopped_goes_on_as_if_it_never_was(
     assert [row["valid_perplexity"] for row in summary["trials"]] == [r["valid_perplexity"] for r in whole["trials"]]
     assert {run.info.status for run in runs("trial") + runs("sweep")} == {"FINISHED"}
     assert len(runs("trial")) == 8
+
+
+def test_a_sweep_that_is_stopped_just_after_a_trial_was_told_leaves_that_trial_finished(
+    run_sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = studies.Study.tell
+
+    def tell_and_be_interrupted(*arguments: Any) -> None:
+        tell(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(studies.Study, "tell", tell_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(2)
+    assert [run.info.status for run in runs("trial")] == ["FINISHED"]
+    run_sweep(2)
+    assert [run.info.status for run in runs("trial")] == ["FINISHED"] * 2
 
 
 def test_another_definition_under_the_same_name_is_refused(run_sweep: Sweep) -> None:
