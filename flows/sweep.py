@@ -148,8 +148,8 @@ class Trials:
             stop_requested.set()
             wait(list(self.under_way))  # a training ends at its next minibatch, and closes its run
             told = {trial.number for trial in self.study.finished()}  # asked to end just after a trial was told
-            for number, run in self.open.items():
-                if number not in told:
+            for one, run in self.open.items():
+                if one not in told:
                     tracked_trials.abandon_trial(run)
             raise
 
