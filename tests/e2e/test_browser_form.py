@@ -53,7 +53,8 @@ def test_the_form_has_types_descriptions_and_defaults_and_refuses_what_does_not_
     expect(field(form, "train.clip_norm")).to_contain_text("Largest global gradient norm; 0 = no clipping.")
     epochs.locator("input").fill("0")
     form.get_by_role("button", name="Submit").click()
-    expect(epochs).to_contain_text("0 is less than the minimum of 1")
+    refusal = "Validation failed for field \"changes['train.epochs']\". Failure reason: 0 is less than the minimum of 1"
+    expect(form.get_by_text(refusal).first).to_be_visible()
     epochs.locator("input").fill("3")
     form.get_by_role("button", name="Submit").click()
     form.wait_for_url("**/runs/flow-run/**")
