@@ -119,6 +119,24 @@ def test_a_second_one_is_refused_in_one_line(up: Stack) -> None:
     assert refused.stderr == f"error: it is up already: http://127.0.0.1:{up.prefect_port}: `rnnlm down` ends it\n"
 
 
+def test_what_ctrl_c_ends_goes_on_and_what_is_due_meanwhile_is_cancelled(up: Stack) -> None:
+    text = up.home / "long.txt"
+    text.write_text(invented_text(3))
+    longer = TINY | {"model.hidden_size": 64, "train.epochs": 60}
+    parameters = {"preset": "smoke", "corpus": str(text), "cells": ["gru"], "changes": longer}
+    up.deploy("long", "flows.retrain.retrain", parameters)
+    up.wait_for(lambda: any("rnnlm_core.train_process" in process.cmdline() for process in up.processes()), 240)
+    up.wait_for(lambda: [run for run in up.runs("long") if run["state_type"] == "CANCELLED"], 120)
+    assert up.stop() == 0
+    assert up.processes() == []
+    stopped = now()
+    up.start()
+    assert "goes on where" in up.said
+    up.wait_for(lambda: up.completed("long", stopped), 280)
+    assert up.trainings(text.name) == 1
+    up.deploy("long", "flows.retrain.retrain", parameters, every=None)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_cleanly_when_asked(up: Stack, number: int) -> None:
     if up.process is None or up.process.poll() is not None:
