@@ -30,6 +30,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     download,
     evaluate,
     generate,
+    measure_champion,
     patience,
     processes,
     relocation,

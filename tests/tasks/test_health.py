@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -227,3 +229,13 @@ def test_a_run_of_a_dead_process_is_closed(home: Path) -> None:
     assert client().get_run(run_id).info.status == "KILLED"
     assert list(health.tidy()) == []
     assert os.getpid() != 999999999
+
+
+def test_the_records_of_every_stage_can_be_read() -> None:
+    """A record names the class it holds, which is known once the stage that wrote it is imported."""
+    folder = Path(health.__file__).parent
+    stages = [path.stem for path in folder.glob("*.py") if "\n@stage(" in path.read_text(encoding="utf-8")]
+    assert len(stages) >= 10
+    program = "import sys; import tasks.health; print(*[name for name in sys.modules if name.startswith('tasks.')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {f"tasks.{stage}" for stage in stages} - set(done.stdout.split()) == set()
