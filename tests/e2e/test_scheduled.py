@@ -162,6 +162,12 @@ def test_a_port_that_is_taken_is_told_in_one_line(up: Stack) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = up.run("rnnlm", "up", "--prefect-port", port, "--mlflow-port", up.mlflow_port)
+        refused = up.run("rnnlm", "up", "--prefect-port", up.prefect_port, "--mlflow-port", port)
     assert refused.returncode == 5
     assert f"error: the port is taken: 127.0.0.1:{port}" in refused.stderr
+
+
+def test_a_port_without_effect_is_refused(up: Stack) -> None:
+    refused = up.run("rnnlm", "up", "--prefect-port", up.prefect_port + 1)
+    assert refused.returncode == 2
+    assert "`--prefect-port` has no effect while `PREFECT_API_URL` names a server" in refused.stderr
