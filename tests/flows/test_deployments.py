@@ -253,29 +253,29 @@ MISTAKES = {
     ),
     "place": ("Europe/Berlin", "Europe/Bärlin", f'{NIGHTLY}: Invalid timezone: "Europe/Bärlin"'),
     "interval 0": (
-        "interval: 600",
+        "interval: 3600",
         "interval: 0",
         "deployments[3].schedules[0].interval: must be greater than 0. Got 0",
     ),
     "for ever": (
-        "interval: 600",
+        "interval: 3600",
         "interval: 1.0e+300",
         "schedules[0].interval: must be seconds that the calendar holds",
     ),
-    "text": ("interval: 600", "interval: hourly", "schedules[0].interval: must be a valid number. Got 'hourly'"),
+    "text": ("interval: 3600", "interval: hourly", "schedules[0].interval: must be a valid number. Got 'hourly'"),
     "two": (
-        "interval: 600",
-        'interval: 600\n        cron: "0 3 * * *"',
+        "interval: 3600",
+        'interval: 3600\n        cron: "0 3 * * *"',
         "exactly one of cron, interval, rrule must be given. Got cron and interval",
     ),
     "neither": (
-        "        interval: 600",
+        "        interval: 3600",
         "        active: true",
         "exactly one of cron, interval, rrule must be given. Got n",
     ),
     "day_or": (
-        "interval: 600",
-        "interval: 600\n        day_or: true",
+        "interval: 3600",
+        "interval: 3600\n        day_or: true",
         "schedules[0].day_or: no effect without cron: de",
     ),
     "slugs": (
@@ -284,13 +284,13 @@ MISTAKES = {
         "deployments[1].schedules[1].slug: two schedules are called nightly: give",
     ),
     "theirs": (
-        "interval: 600",
-        "interval: 600\n        parameters: {preset: quickstart}",
+        "interval: 3600",
+        "interval: 3600\n        parameters: {preset: quickstart}",
         "deployments[3].schedules[0].parameters.preset: no effect: it is 'quickstart' anyway: delete it",
     ),
     "unknown": (
-        "interval: 600",
-        "interval: 600\n        parameters: {epochs: 3}",
+        "interval: 3600",
+        "interval: 3600\n        parameters: {epochs: 3}",
         "deployments[3].schedules[0].parameters.epochs: unknown parameter: known: corpus, preset, cells,",
     ),
 }
