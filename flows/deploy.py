@@ -28,8 +28,7 @@ def deploy() -> None:
 
     deployments.check(workspace.PROJECT / FILE)
     tracking_database.experiment_id()
-    if not scheduled_runs.has_pool(POOL):
-        prefect("work-pool", "create", POOL, "--type", "process")
+    scheduled_runs.make_pool(POOL)
     repair()
     prefect("deploy", "--all")
     for name in scheduled_runs.not_among(POOL, deployments.names(workspace.PROJECT / FILE)):

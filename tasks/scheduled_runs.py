@@ -12,6 +12,7 @@ from uuid import UUID
 
 from prefect import tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -24,7 +25,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType, Worker, WorkerStatus
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed
 
@@ -75,12 +76,15 @@ def drop_missed(
         yield run
 
 
-def has_pool(pool: str) -> bool:
-    """Whether Prefect knows a work pool."""
+def make_pool(pool: str) -> bool:
+    """Make a work pool of processes, unless Prefect knows it; say whether it was made."""
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as api:
         try:
-            api.read_work_pool(pool)
-        except ObjectNotFound:
+            api.create_work_pool(WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template))
+        except ObjectAlreadyExists:
             return False
         return True
 

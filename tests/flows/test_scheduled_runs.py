@@ -165,9 +165,14 @@ def test_what_has_completed_does_not_go_on(pool: Pool) -> None:
     assert pool.waiting() == []
 
 
-def test_a_pool_is_known_or_not(pool: Pool) -> None:
-    assert scheduled_runs.has_pool(pool.name)
-    assert not scheduled_runs.has_pool("nobody's")
+def test_a_pool_is_made_once_and_stays_as_it_is(pool: Pool) -> None:
+    name = f"made-{uuid4()}"
+    assert scheduled_runs.make_pool(name)
+    assert not scheduled_runs.make_pool(name)
+    assert not scheduled_runs.make_pool(pool.name)
+    made = pool.api.read_work_pool(name)
+    assert made.type == "process"
+    assert "env" in made.base_job_template["variables"]["properties"]
 
 
 def test_a_flow_that_starts_says_whose_it_is_and_drops_what_it_comes_too_late_for(
