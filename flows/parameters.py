@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, StrictBool
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from rnnlm_core.config import CELLS, RunConfig
@@ -29,16 +29,9 @@ def _fields() -> Iterator[tuple[str, Any]]:
         for one in dataclasses.fields(cls):
             limits = {LIMITS[name]: limit for name, limit in one.metadata.items()}
             kind = list[str] if types[one.name] == tuple[str, ...] else types[one.name]
-            if kind is bool:  # the form would send what nobody has chosen as False
-                kind = StrictBool | None
-            strict = True if kind in (int, float, str) else None  # the others take nothing else anyway
+            strict = True if kind in (int, float, bool, str) else None  # the others take nothing else anyway
             about = Field(title=f"{section}.{one.name}", description=words.get(one.name), strict=strict, **limits)
             yield f"{section}.{one.name}", Annotated[kind, about]
-
-
-def chosen(changes: "Changes | None") -> dict[str, Any] | None:
-    """Return the keys that somebody has chosen a value for."""
-    return None if changes is None else {key: value for key, value in changes.items() if value is not None}
 
 
 def _descriptions(cls: type) -> dict[str, str]:

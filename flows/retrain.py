@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, State
 
 from flows.language_model import language_model
-from flows.parameters import Cells, Changes, Preset, Text, Tolerance, chosen
+from flows.parameters import Cells, Changes, Preset, Text, Tolerance
 from flows.summary import PartlyDoneError
 from flows.text_stages import submit_tokens
 from rnnlm_core.champion import knows_fewer
@@ -76,9 +76,8 @@ def retrain(
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """
-    keys = chosen(changes)
-    with scheduled_runs.claimed(), failure_told(preset, corpus, keys):
-        return retrained(preset, corpus, cells, keys, tolerance)
+    with scheduled_runs.claimed(), failure_told(preset, corpus, changes):
+        return retrained(preset, corpus, cells, changes, tolerance)
 
 
 @contextmanager

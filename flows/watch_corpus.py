@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed
 
-from flows.parameters import Cells, Changes, Preset, Tolerance, chosen
+from flows.parameters import Cells, Changes, Preset, Tolerance
 from flows.retrain import DEFAULT_TOLERANCE, UNCHANGED, artifact_key, failure_told, retrained
 from rnnlm_core.config import flatten
 from rnnlm_core.download import resolve, without_password
@@ -36,14 +36,13 @@ def watch_corpus(
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """
-    keys = chosen(changes)
-    with scheduled_runs.claimed(), failure_told(preset, corpus, keys):
-        config = run_config(preset, corpus, cells, keys)
+    with scheduled_runs.claimed(), failure_told(preset, corpus, changes):
+        config = run_config(preset, corpus, cells, changes)
         text = download(resolve(config.corpus.name)).handle
         shown = without_password(config.corpus.name)
         known = tracked_runs.last_text(tracking.config_sha256(flatten(config) | {"corpus.name": shown}))
         if known != text.sha256:
-            return retrained(preset, corpus, cells, keys, tolerance)
+            return retrained(preset, corpus, cells, changes, tolerance)
         message = f"{UNCHANGED}: {shown} holds the text of the last run ({text.sha256[:12]}), nothing is trained"
         create_markdown_artifact(key=artifact_key("watch", shown), markdown=markdown_text(message), description=message)
         return Completed(

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import pytest
 from stack import Stack, stack
 
-from flows.parameters import chosen
-
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make browser` does it")
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +57,6 @@ def test_the_form_has_types_descriptions_and_defaults_and_refuses_what_does_not_
     expect(form.get_by_text(refusal).first).to_be_visible()
     epochs.locator("input").fill("3")
     form.get_by_role("button", name="Submit").click()
-    form.wait_for_url("**/deployments/deployment/**tab=Runs")
-    made = up.ask("flow_runs", deployments={"name": {"any_": ["watch-corpus"]}}, flow_runs={})
-    assert {"train.epochs": 3} in [chosen(run["parameters"].get("changes")) for run in made]
+    form.wait_for_url("**/runs/flow-run/**")
+    made = up.ask("flow_runs", flow_runs={"id": {"any_": [form.url.rpartition("/")[2].partition("?")[0]]}})
+    assert made[0]["parameters"]["changes"] == {"train.epochs": 3}

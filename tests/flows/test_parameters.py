@@ -6,7 +6,6 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
-from flows.parameters import chosen
 from flows.retrain import retrain
 from flows.watch_corpus import watch_corpus
 from rnnlm_core.config import CELLS, RunConfig, flatten
@@ -39,14 +38,6 @@ def test_the_form_has_every_key_of_the_config_with_its_type_words_and_limits(for
     assert form["definitions"]["Changes"]["additionalProperties"] is False
 
 
-def test_what_nobody_has_chosen_changes_nothing() -> None:
-    """Prefect's form sends a switch that was not touched all the same: as nothing, and not as False."""
-    given = retrain.validate_parameters({"changes": {"model.tie_weights": None, "train.epochs": 3}})
-    assert chosen(given["changes"]) == {"train.epochs": 3}
-    assert chosen({"model.tie_weights": False}) == {"model.tie_weights": False}
-    assert chosen(None) is None
-
-
 def test_what_is_watched_must_be_named() -> None:
     assert parameter_schema(watch_corpus).model_dump()["required"] == ["corpus"]
 
@@ -61,7 +52,6 @@ def test_what_is_watched_must_be_named() -> None:
         ({"changes": {"train.epochs": "3"}}, "valid integer"),
         ({"changes": {"train.epochs": True}}, "valid integer"),
         ({"changes": {"model.dropout": 1.0}}, "less than 1"),
-        ({"changes": {"model.tie_weights": "yes"}}, "valid boolean"),
         ({"changes": {"generate.prefixes": "the"}}, "valid list"),
     ],
 )
