@@ -29,7 +29,9 @@ def _fields() -> Iterator[tuple[str, Any]]:
         for one in dataclasses.fields(cls):
             limits = {LIMITS[name]: limit for name, limit in one.metadata.items()}
             kind = list[str] if types[one.name] == tuple[str, ...] else types[one.name]
-            strict = True if kind in (int, float, bool, str) else None  # the others take nothing else anyway
+            if kind is bool:  # a switch that nobody has touched would be sent as false; a choice is not
+                kind = Literal["true", "false"]
+            strict = True if kind in (int, float, str) else None  # the others take nothing else anyway
             about = Field(title=f"{section}.{one.name}", description=words.get(one.name), strict=strict, **limits)
             yield f"{section}.{one.name}", Annotated[kind, about]
 

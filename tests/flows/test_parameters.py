@@ -35,6 +35,7 @@ def test_the_form_has_every_key_of_the_config_with_its_type_words_and_limits(for
     assert (epochs["type"], epochs["minimum"], epochs["maximum"]) == ("integer", 1, 1_000_000)
     assert keys["model.implementation"]["enum"] == ["concise", "scratch"]
     assert keys["train.clip_norm"]["description"] == "Largest global gradient norm; 0 = no clipping."
+    assert keys["model.tie_weights"]["enum"] == ["true", "false"]
     assert form["definitions"]["Changes"]["additionalProperties"] is False
 
 
@@ -52,6 +53,7 @@ def test_what_is_watched_must_be_named() -> None:
         ({"changes": {"train.epochs": "3"}}, "valid integer"),
         ({"changes": {"train.epochs": True}}, "valid integer"),
         ({"changes": {"model.dropout": 1.0}}, "less than 1"),
+        ({"changes": {"model.tie_weights": False}}, "'true' or 'false'"),
         ({"changes": {"generate.prefixes": "the"}}, "valid list"),
     ],
 )
