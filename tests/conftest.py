@@ -1,11 +1,20 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from rnnlm_core.store import Store
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Take back what a test has changed in the environment: MLflow sets `MLFLOW_TRACKING_URI` for its children."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

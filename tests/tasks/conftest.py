@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
 from rnnlm_core.config import ModelConfig, TokenizerConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
@@ -58,7 +59,9 @@ def bare_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     for name in [name for name in os.environ if name.startswith(("RNNLM_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RNNLM_HOME", str(home))
-    with mock.patch.dict(os.environ):
+    # Prefect read its settings before this home was.
+    results = {PREFECT_RESULTS_LOCAL_STORAGE_PATH: home / "artifacts" / "results"}
+    with mock.patch.dict(os.environ), temporary_settings(results):
         workspace.prepare_environment()
         yield home
 

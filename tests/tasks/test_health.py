@@ -7,12 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
 from rnnlm_core import store as store_module
 from rnnlm_core.checkpoint import Checkpoints, Snapshot, pending
@@ -28,15 +27,13 @@ from tasks.train import TrackedTraining
 
 
 @pytest.fixture(autouse=True)
-def _records_at_home(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Prefect read its settings before this home was; and a flow that failed before leaves its wish to stop.
+def _no_server(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no Prefect server here: what is asked of one is tested beside the flows.
 
-    There is no Prefect server here: what is asked of one is tested beside the flows.
+    A flow that failed before leaves its wish to stop.
     """
     stop_requested.clear()
     monkeypatch.setattr(health, "_dead_flow_runs", list)
-    with temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: bare_home / "artifacts" / "results"}):
-        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from unittest import mock
 
 import mlflow
 import pytest
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
 from flows.commands.generate import load
 from rnnlm_core.config import EvaluateConfig, ModelConfig, TokenizerConfig, TrainConfig
@@ -87,7 +88,8 @@ def moved(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     new = tmp_path / "another höme #1"
     shutil.copytree(kept.folder, new)
     live_in(new, monkeypatch)
-    with mock.patch.dict(os.environ):
+    results = {PREFECT_RESULTS_LOCAL_STORAGE_PATH: new / "artifacts" / "results"}
+    with mock.patch.dict(os.environ), temporary_settings(results):
         workspace.prepare_environment()
         yield new
 
