@@ -57,6 +57,5 @@ def test_the_form_has_types_descriptions_and_defaults_and_refuses_what_does_not_
     expect(form.get_by_text(refusal).first).to_be_visible()
     epochs.locator("input").fill("3")
     form.get_by_role("button", name="Submit").click()
-    form.wait_for_url("**/runs/flow-run/**")
-    made = up.ask("flow_runs", flow_runs={"id": {"any_": [form.url.rpartition("/")[2].partition("?")[0]]}})
-    assert made[0]["parameters"]["changes"] == {"train.epochs": 3}
+    (made,) = up.wait_for(lambda: [run for run in up.runs("watch-corpus") if not run["auto_scheduled"]], PATIENCE)
+    assert made["parameters"]["changes"] == {"train.epochs": 3}
