@@ -24,6 +24,7 @@ from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
@@ -183,6 +184,8 @@ def fit(
             f"the training ends before its warm-up: {config.epochs * updates} updates, "
             f"train.warmup_steps {config.warmup_steps}: train.learning_rate is never reached"
         )
+    if device.type == "cpu" and way() == "auto" and (reason := why_not_native()):
+        warn(f"slower than it could be, without the native kernel: {reason}")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
@@ -192,6 +195,9 @@ def fit(
                 warn(f"checkpoint skipped: {fault}")
             if snapshot is not None:
                 training.restore(snapshot)
+                was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
+                if was != now:
+                    warn(f"the training goes on in another arithmetic ({was}, now {now}): its last digits will differ")
                 for epoch in training.history:
                     progress(epoch)
         saved_at = time.monotonic()
@@ -372,6 +378,7 @@ class _Training:
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         facts: dict[str, Any] = {
+            "recurrence": settled(self.device),
             "best_epoch": self.best_epoch,
             "history": [asdict(epoch) for epoch in self.history],
             "place": None,
@@ -402,6 +409,9 @@ class _Training:
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for parameter, values in self.optimizer.state.items():
+            # In memory as the parameter: another order of the same numbers may be rounded otherwise.
+            values |= {k: torch.empty_like(parameter).copy_(v) for k, v in values.items() if v.shape == parameter.shape}
         self.generator.set_state(groups["random"]["data"])
         torch.set_rng_state(groups["random"]["cpu"])
         if "cuda" in groups["random"] and self.device.type == "cuda":
