@@ -154,9 +154,10 @@ def _lines_of_letters(text: str) -> str:
     found = _look_up(text, line_ends=True)
     found = found[_starts_or_goes_on(found)]
     space, end = found == _SPACE, found == _LINE_END
-    beside = np.ones(len(found), dtype=bool)  # beside a line end, or at either end of the text
+    beside = np.zeros(len(found), dtype=bool)  # beside a line end, or at either end of the text
     beside[1:] = end[:-1]
     beside[:-1] |= end[1:]
+    beside[:1] = beside[-1:] = True
     return _text_of(found[~(space & beside)])
 
 
