@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +95,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict
 
 @dataclass(frozen=True)
 class Worker:
-    """How to start a side in a process of its own.
+    """A side that runs in a process of its own.
 
     Args:
         side: module and function, `ours.training` (`benchmarks/sides/`).
@@ -109,15 +109,19 @@ class Worker:
     threads: int = 1
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What a process must have been started as to be this side."""
+        version = "newest" if self.side == "book.newest" else ""  # one process can import one of the packages
+        return self.side.partition(".")[0], version, self.threads, tuple(sorted(self.environment.items()))
+
 
 class Process:
-    """A worker under way."""
+    """A process that is one side after the other."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         bare = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
-        threads = dict.fromkeys(THREAD_VARIABLES, str(worker.threads)) if worker.threads else {}
         self.child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.turns"],
             stdin=subprocess.PIPE,
@@ -125,22 +129,28 @@ class Process:
             stderr=self.errors,
             text=True,
             cwd=ROOT,
-            env={**bare, **threads, **worker.environment},
+            env={**bare, **(dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}), **environment},
         )
-        try:
-            self._tell(json.dumps({"side": worker.side, "settings": worker.settings}))
-            self._hear()
-        except BaseException:
-            self.close()
-            raise
+        self.side = ""
+
+    def begin(self, worker: Worker) -> None:
+        """Make it a side; it prepares itself and waits for its turn."""
+        self.side = worker.side
+        self._tell(json.dumps({"side": worker.side, "settings": worker.settings}))
+        self._hear()
 
     def block(self) -> Block:
-        """Let it do one block, and wait until it is ready for the next."""
+        """Let it do one block, and wait until it is ready for the next or has no more to do."""
         self._tell("go")
         block = Block(**self._hear())
-        if not block.facts.pop("last", False):
-            self._hear()
+        self._rest()
         return block
+
+    def over(self) -> None:
+        """End what it is, not the process."""
+        if self.side:
+            self._tell("over")
+            self._rest()
 
     def close(self) -> None:
         """End the process."""
@@ -156,6 +166,10 @@ class Process:
         self.child.stdout.close()
         self.errors.close()
 
+    def _rest(self) -> None:
+        if "over" in self._hear():
+            self.side = ""
+
     def _tell(self, line: str) -> None:
         assert self.child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # one that is gone says why in its errors
@@ -169,26 +183,48 @@ class Process:
             code = self.child.wait(timeout=END_SECONDS)
             self.errors.seek(0)
             tail = self.errors.read().decode(errors="replace").strip()[-2000:]
-            raise RuntimeError(f"side {self.worker.side} ended with exit code {code}\n{tail}")
+            raise RuntimeError(f"side {self.side} ended with exit code {code}\n{tail}")
         message: dict[str, Any] = json.loads(line)
         return message
 
 
-@contextmanager
-def started(workers: Mapping[str, Worker]) -> Iterator[dict[str, Process]]:
-    """Start workers, and end them all afterwards."""
-    with ExitStack() as stack:
-        processes = {}
+class Pool:
+    """The processes of a case, kept from one comparison to the next: importing PyTorch takes longer than a block."""
+
+    def __init__(self) -> None:
+        self.every: list[Process] = []
+        self.idle: dict[tuple[object, ...], list[Process]] = {}
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.every:
+            process.close()
+
+    @contextmanager
+    def begun(self, workers: Mapping[str, Worker]) -> Iterator[dict[str, Process]]:
+        """Give a process to every worker, and take them back."""
+        processes = {name: self._process(worker) for name, worker in workers.items()}
         for name, worker in workers.items():
-            processes[name] = Process(worker)
-            stack.callback(processes[name].close)
+            processes[name].begin(worker)
         yield processes
+        for name, worker in workers.items():
+            processes[name].over()
+            self.idle.setdefault(worker.kind, []).append(processes[name])
 
+    def compare(self, workers: Mapping[str, Worker], rounds: int, warm_up: int = 1) -> dict[str, Series]:
+        """Let workers take turns."""
+        with self.begun(workers) as processes:
+            return take_turns(processes, rounds, warm_up)
 
-def compare(workers: Mapping[str, Worker], rounds: int, warm_up: int = 1) -> dict[str, Series]:
-    """Start the workers, let them take turns, end them."""
-    with started(workers) as processes:
-        return take_turns(processes, rounds, warm_up)
+    def _process(self, worker: Worker) -> Process:
+        idle = self.idle.get(worker.kind)
+        if idle:
+            return idle.pop()
+        process = Process(worker.threads, worker.environment)
+        self.every.append(process)
+        return process
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,18 @@ def folder(version: str) -> Path:
 
 def load(version: str) -> Any:
     """Import the PyTorch module of one version; a process can have one of them."""
+    if "d2l" not in sys.modules:
+        _prepare(version)
+    package = importlib.import_module("d2l")
+    assert package.__version__ == version, package
+    return importlib.import_module("d2l.torch")
+
+
+def _prepare(version: str) -> None:
     for name, parts in _UNUSED.items():
         if importlib.util.find_spec(name) is None:
             _stand_in(name, parts)
     sys.path.insert(0, str(folder(version)))
-    package = importlib.import_module("d2l")
-    assert package.__version__ == version, package
-    return importlib.import_module("d2l.torch")
 
 
 def _stand_in(name: str, parts: tuple[str, ...]) -> None:

@@ -1,9 +1,11 @@
 """One side of a comparison, seen from inside its process: it waits for its turn, does a block of work, says how long.
 
 The process is `python -m benchmarks.turns`. It reads what to be (JSON) from standard input, then one line per turn,
-and ends when its input ends. Between turns it does nothing, so that the sides do not disturb each other.
+`go` or `over`; then it can be told to be something else, and ends when its input ends. Between turns it does nothing,
+so that the sides do not disturb each other.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -33,8 +35,8 @@ class Turns:
 
     def begin(self) -> None:
         """Wait for the turn; raises `OverError` when there is none any more."""
-        self._say({"waiting": True})
-        if not self.orders.readline():
+        self.say(waiting=True)
+        if self.orders.readline() != "go\n":
             raise OverError
         self.cpu, self.wall = cpu_seconds(), time.perf_counter()
 
@@ -42,9 +44,10 @@ class Turns:
         """Report the block: what it did (`units`: tokens, bytes, updates), how long, and facts about it."""
         _wait_for_gpu()
         wall, cpu = time.perf_counter() - self.wall, cpu_seconds() - self.cpu
-        self._say({"wall": wall, "cpu": cpu, "units": units, "facts": facts})
+        self.say(wall=wall, cpu=cpu, units=units, facts=facts)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def say(self, **message: Any) -> None:
+        """Report something."""
         self.reports.write(json.dumps(message) + "\n")
         self.reports.flush()
 
@@ -67,16 +70,16 @@ def _wait_for_gpu() -> None:
 
 
 def main() -> None:
-    """Be a side, until nobody wants another block."""
+    """Be one side after the other, until there are no more."""
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to standard error, not between the reports
-    order = json.loads(sys.stdin.readline())
-    who, _, what = order["side"].partition(".")
-    work = getattr(importlib.import_module(SIDES[who]), what)
-    try:
-        work(Turns(sys.stdin, reports), **order["settings"])
-    except OverError:
-        return
+    turns = Turns(sys.stdin, reports)
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        who, _, what = order["side"].partition(".")
+        with contextlib.suppress(OverError):
+            getattr(importlib.import_module(SIDES[who]), what)(turns, **order["settings"])
+        turns.say(over=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 from benchmarks import targets
-from benchmarks.measure import Worker, compare
+from benchmarks.measure import Pool, Worker
 from benchmarks.rows import Figure, Row, Setting, speed_ratio
 from benchmarks.texts import book_corpus, novel
 
@@ -35,7 +35,8 @@ def cells(setting: Setting) -> Iterator[Row]:
     }
     workers = {"ours": Worker("ours.cells", settings, 0), PEER: Worker("book.cells", peer, 0)}
     # A block is a minute: one before the first would double the time, and the book's is warm after a second of it.
-    series = compare(workers, rounds, warm_up=0)
+    with Pool() as pool:
+        series = pool.compare(workers, rounds, warm_up=0)
     yield Row(
         case="cells",
         name=f"rnn, gru and lstm, {epochs} epochs of {len(ORDER)} cells",

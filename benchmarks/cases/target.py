@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks import targets
-from benchmarks.measure import Block, Process, Worker, started
+from benchmarks.measure import Block, Pool, Process, Worker
 from benchmarks.rows import Figure, Row, Setting
 from benchmarks.texts import book_corpus, novel
 from rnnlm_core.train_process import MEMORY
@@ -64,7 +64,7 @@ def target(setting: Setting) -> Iterator[Row]:
             "ours": Worker("ours.to_perplexity", ours, 1, MEMORY),
             "peer": Worker("book.to_perplexity", peer, 0),
         }
-        with started(workers) as processes:
+        with Pool() as pool, pool.begun(workers) as processes:
             ways = _race(processes, epochs)
         yield _row(cell, perplexity, ways["ours"], ways["peer"])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks import targets
-from benchmarks.measure import Worker, compare
+from benchmarks.measure import Pool, Worker
 from benchmarks.rows import Figure, Row, Setting, speed_ratio
 from benchmarks.texts import write_long
 from rnnlm_core.errors import IntegrityError
@@ -23,7 +23,8 @@ def text(setting: Setting) -> Iterator[Row]:
             "ours": Worker("ours.text", {"path": str(path), "level": level, "folder": str(setting.folder)}),
             PEER: Worker("book.text", {"path": str(path), "level": level}),
         }
-        series = compare(workers, rounds=1 if setting.quick else 3, warm_up=0)
+        with Pool() as pool:
+            series = pool.compare(workers, rounds=1 if setting.quick else 3, warm_up=0)
         made = {side: {fact: one.facts[fact] for fact in FACTS} for side, one in series.items()}
         if made["ours"] != made[PEER]:
             raise IntegrityError("the two corpora differ", made, "their ratio would mean nothing: find out why")

@@ -93,7 +93,7 @@ def to_perplexity(
         perplexity, _ = d2l.train_epoch_ch8(net, data, loss, updater, place, False)
         reached = perplexity <= target
         if reached or epoch == most_epochs:
-            turns.end(1, last=True, reached=reached, epoch=epoch, perplexity=perplexity)
+            turns.end(1, reached=reached, epoch=epoch, perplexity=perplexity)
             return
         if epoch % epochs_per_block == 0:
             turns.end(1, reached=False, epoch=epoch, perplexity=perplexity)

@@ -77,7 +77,7 @@ def to_perplexity(
     def progress(epoch: "Epoch") -> None:
         reached = epoch.train_perplexity <= target
         if reached or epoch.number == config.epochs:
-            turns.end(1, last=True, reached=reached, epoch=epoch.number, perplexity=epoch.train_perplexity)
+            turns.end(1, reached=reached, epoch=epoch.number, perplexity=epoch.train_perplexity)
             raise OverError
         if epoch.number % epochs_per_block == 0:
             turns.end(1, reached=False, epoch=epoch.number, perplexity=epoch.train_perplexity)
@@ -156,6 +156,8 @@ def _gpus() -> int:
 
 def text(turns: Turns, path: str, level: str, folder: str) -> None:
     """Make a corpus of a text, tokens and vocabulary on the way; every block begins with an empty store."""
+    import pyarrow.compute
+    import pyarrow.parquet  # noqa: F401 - the core imports it when it needs it, the book's package at once
     from benchmarks.texts import put
     from rnnlm_core.corpus import build_corpus
     from rnnlm_core.store import Store
@@ -194,7 +196,7 @@ def text_stage(
         made = build_vocabulary(Tokens(known["tokens"], num_tokens), shares, 1, (), there).handle
     else:
         made = build_corpus(Tokens(known["tokens"], num_tokens), known["vocabulary"], shares, 0, there).handle
-    turns.end(1, last=True, peak=peak_bytes(), kind=made.kind, sha256=made.sha256, num_tokens=num_tokens)
+    turns.end(1, peak=peak_bytes(), kind=made.kind, sha256=made.sha256, num_tokens=num_tokens)
 
 
 def generate(turns: Turns, cell: str, letters: str, hidden: int, prefixes: list[str], length: int, device: str) -> None:
