@@ -4,7 +4,7 @@ Counted are the products alone (two operations per multiply-add). Training costs
 gradients of what goes in and of the weights are a product each; a one-hot input has no gradient.
 """
 
-from rnnlm_core.cells import NUM_GATES
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 def forward_flops(
@@ -37,9 +37,9 @@ def percent_of_bound(flops: float, flops_per_second: float, seconds: float) -> f
 
 
 def _dense(cell: str, hidden: int, vocabulary: int, layers: int, embedding: int) -> float:
-    gates = 2 * NUM_GATES[cell] * hidden
+    gates = 2 * GATES[cell] * hidden
     return layers * gates * hidden + (layers - 1) * gates * hidden + gates * embedding + 2 * hidden * vocabulary
 
 
 def _one_hot(cell: str, hidden: int, vocabulary: int) -> float:
-    return 2 * NUM_GATES[cell] * hidden * vocabulary
+    return 2 * GATES[cell] * hidden * vocabulary

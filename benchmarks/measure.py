@@ -123,7 +123,7 @@ class Process:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         bare = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.turns"],
+            [sys.executable, "-m", "benchmarks.sides"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -1,25 +1,13 @@
-"""One side of a comparison, seen from inside its process: it waits for its turn, does a block of work, says how long.
+"""The clock of a side: it waits for its turn, and says what a block of work took (`benchmarks/sides/__main__.py`)."""
 
-The process is `python -m benchmarks.turns`. It reads what to be (JSON) from standard input, then one line per turn,
-`go` or `over`; then it can be told to be something else, and ends when its input ends. Between turns it does nothing,
-so that the sides do not disturb each other.
-"""
-
-import contextlib
-import importlib
 import json
-import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
-SIDES = {
-    "ours": "benchmarks.sides.ours",
-    "book": "benchmarks.sides.book",
-    "plain": "benchmarks.sides.plain",
-    "sgemm": "benchmarks.sides.sgemm",
-}
+_STATUS = Path("/proc/self/status")
 
 
 class OverError(Exception):
@@ -60,6 +48,11 @@ def cpu_seconds() -> float:
 
 def peak_bytes() -> int:
     """Return the largest resident set of this process so far."""
+    if _STATUS.exists():
+        # Not `ru_maxrss`: on Linux that begins with the memory of the process that started this one.
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -67,20 +60,3 @@ def peak_bytes() -> int:
 def _wait_for_gpu() -> None:
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
         sys.modules["torch"].cuda.synchronize()
-
-
-def main() -> None:
-    """Be one side after the other, until there are no more."""
-    reports = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints goes to standard error, not between the reports
-    turns = Turns(sys.stdin, reports)
-    for line in iter(sys.stdin.readline, ""):
-        order = json.loads(line)
-        who, _, what = order["side"].partition(".")
-        with contextlib.suppress(OverError):
-            getattr(importlib.import_module(SIDES[who]), what)(turns, **order["settings"])
-        turns.say(over=True)
-
-
-if __name__ == "__main__":
-    main()

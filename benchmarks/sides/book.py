@@ -9,12 +9,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.bound import GATES
 from benchmarks.peers import CLASSIC, NEWEST, load
 from benchmarks.turns import Turns, peak_bytes
 
 LEARNING_RATE = 1.0
 BATCH_SIZE, NUM_STEPS, HIDDEN, MAX_TOKENS = 32, 35, 256, 10_000
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 def training(

@@ -158,6 +158,7 @@ def text(turns: Turns, path: str, level: str, folder: str) -> None:
     """Make a corpus of a text, tokens and vocabulary on the way; every block begins with an empty store."""
     import pyarrow.compute
     import pyarrow.parquet  # noqa: F401 - the core imports it when it needs it, the book's package at once
+
     from benchmarks.texts import put
     from rnnlm_core.corpus import build_corpus
     from rnnlm_core.store import Store
