@@ -24,7 +24,7 @@ def text(setting: Setting) -> Iterator[Row]:
             PEER: Worker("book.text", {"path": str(path), "level": level}),
         }
         with Pool() as pool:
-            series = pool.compare(workers, rounds=1 if setting.quick else 3, warm_up=0)
+            series = pool.compare(workers, rounds=1 if setting.quick else 2, warm_up=0)
         made = {side: {fact: one.facts[fact] for fact in FACTS} for side, one in series.items()}
         if made["ours"] != made[PEER]:
             raise IntegrityError("the two corpora differ", made, "their ratio would mean nothing: find out why")
