@@ -66,9 +66,11 @@ class LanguageModel(nn.Module):
         if self.config.implementation == "scratch":
             return ScratchLayer(self.cell, input_size, self.config.hidden_size, self.config.reset_gate)
         layer = _LAYERS[self.cell](input_size, self.config.hidden_size)
-        if i == 0 and not self.config.embedding_size:
-            # A token's row lies in one place, not in as many as there are gates: a look-up reads nothing else.
-            layer.weight_ih_l0 = nn.Parameter(cast(Tensor, layer.weight_ih_l0).detach().t().contiguous().t())
+        # Laid out as products read them, and a token's row in one place: the shapes stay those of `torch.nn`.
+        names = ["weight_hh_l0"] if i or self.config.embedding_size else ["weight_ih_l0", "weight_hh_l0"]
+        for name in names:
+            weights = cast(Tensor, getattr(layer, name)).detach()
+            setattr(layer, name, nn.Parameter(weights.t().contiguous().t()))
         return layer
 
     def _initialize(self) -> None:
@@ -112,7 +114,7 @@ class LanguageModel(nn.Module):
             state: what `initial_state` or the call before returned.
 
         Returns:
-            logits of shape (batch, steps, vocabulary), and one state per layer.
+            logits of shape (batch, steps, vocabulary), in memory step after step, and one state per layer.
         """
         steps = ids.t().int()
         outputs = steps if self.embedding is None else self.dropout(self.embedding(steps))
@@ -122,8 +124,8 @@ class LanguageModel(nn.Module):
                 outputs = self.dropout(outputs)
             outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
-        logits: Tensor = self.output(self.dropout(outputs).transpose(0, 1))
-        return logits, after
+        logits: Tensor = self.output(self.dropout(outputs))
+        return logits.transpose(0, 1), after
 
     def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
         """Run a layer on (steps, batch, width), or on (steps, batch) ids that stand for one-hot rows."""

@@ -30,8 +30,17 @@ struct Vector {
     static constexpr int size = VECTOR_BYTES / sizeof(T);
 };
 
+// Memory that begins where a vector does: one that lies across two lines of the cache costs two accesses.
+struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
+};
 template <typename T>
-using Buffer = std::unique_ptr<T[]>;
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <typename T>
+Buffer<T> room_for(int64_t number) {
+    return Buffer<T>(static_cast<T*>(::operator new(number * sizeof(T), std::align_val_t(64))));
+}
 
 // --- exp, sigmoid, tanh -------------------------------------------------------------------------------------------
 // In single precision as polynomials that a compiler turns into vector instructions (after Cephes: Moshier, 1992),
@@ -91,7 +100,7 @@ struct Packed {
 
     // Element (k, n) of the matrix is source[k * down + n * right].
     Packed(const T* source, int64_t depth, int64_t width, int64_t down, int64_t right)
-        : depth(depth), width(width), panels((width + panel - 1) / panel), values(new T[panels * depth * panel]) {
+        : depth(depth), width(width), panels((width + panel - 1) / panel), values(room_for<T>(panels * depth * panel)) {
         for (int64_t p = 0; p < panels; ++p) {
             const int64_t first = p * panel, wide = width - first < panel ? width - first : panel;
             T* target = values.get() + p * depth * panel;
@@ -148,7 +157,7 @@ template <typename T>
 struct Spread {
     static int64_t stride(int64_t depth) { return (depth + 31) / 32 * 32 + 16; }
     Buffer<T> values;
-    Spread(int64_t rows, int64_t depth) : values(new T[rows * stride(depth)]) {}
+    Spread(int64_t rows, int64_t depth) : values(room_for<T>(rows * stride(depth))) {}
 };
 
 // c (rows, b.width) += a (rows, b.depth) b. `turn`: a matrix larger than the second cache is read from front to back
@@ -232,7 +241,8 @@ void forward(const Forward<T>& f) {
         return f.gates + (f.ids ? f.ids[place] : place) * width;
     };
     const Spread<T> room(rows, H);
-    const Buffer<T> zeros(new T[H]());
+    const Buffer<T> zeros = room_for<T>(H);
+    std::memset(zeros.get(), 0, H * sizeof(T));
     for (int64_t t = 0; t < f.steps; ++t) {
         const T* last = (t ? f.outputs + (t - 1) * f.batch * H : f.first) + f.from * H;
         T* now = f.outputs + (t * f.batch + f.from) * H;
@@ -331,6 +341,8 @@ struct Backward {
     T* cell_state;  // (B, H): the LSTM's
     T* gates;  // (steps, B, G H): gradients of the input's share
     T* recurrent;  // (steps, B, 3 H): GRU: gradients of the recurrent share; else null, they are the same
+    const int32_t* ids;  // as in Forward
+    T* table;  // (V, G H): gradients of the rows that were looked up are added here; or null
 };
 
 template <typename T>
@@ -342,7 +354,7 @@ void backward(const Backward<T>& f) {
     const Packed<T> weights(f.weights, before ? 2 * H : width, H, f.right, f.down);
     const Packed<T> candidate(f.weights + 2 * H * f.right, before ? H : 0, H, f.right, f.down);
     const Spread<T> room(rows, width);
-    Buffer<T> spare(before ? new T[rows * H] : nullptr);
+    const Buffer<T> spare = room_for<T>(before ? rows * H : 0);
     T* state = f.state + f.from * H;
     T* cell_state = f.cell_state ? f.cell_state + f.from * H : nullptr;
     for (int64_t t = f.steps - 1; t >= 0; --t) {
@@ -433,6 +445,12 @@ void backward(const Backward<T>& f) {
                 }
             }
             add_product(rows, gates, width, weights, state, H, room, t & 1);
+        }
+        if (!f.table) continue;
+        for (int64_t i = 0; i < rows; ++i) {
+            const T* __restrict from = gates + i * width;
+            T* __restrict to = f.table + f.ids[row + i] * width;
+            for (int64_t j = 0; j < width; ++j) to[j] += from[j];
         }
     }
 }

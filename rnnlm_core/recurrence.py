@@ -135,8 +135,9 @@ class _Values:
 
     def __init__(self, kind: Kind, like: Tensor, steps: int, H: Tensor, C: Tensor | None) -> None:
         batch, hidden = H.shape
-        self.gates = like.new_empty(steps, batch, like.shape[-1])
         self.states = like.new_empty(steps + 1, batch, hidden)
+        # The simple cell's one gate is its state.
+        self.gates = self.states[1:] if kind == "rnn" else like.new_empty(steps, batch, like.shape[-1])
         self.states[0] = H
         self.cells = self.more = self.tanhs = None
         if C is not None:
@@ -156,7 +157,7 @@ class _Values:
 
 
 class _Gradients:
-    """What the way back fills: of the gates' input shares and recurrent shares, and of the first state."""
+    """What the way back fills: of the gates' input shares and recurrent shares, of the first state, of looked-up rows."""
 
     def __init__(self, kind: Kind, values: _Values, last_cell: Tensor) -> None:
         self.gates = torch.empty_like(values.gates)
@@ -164,6 +165,7 @@ class _Gradients:
         self.shares = torch.empty_like(values.gates) if kind == "gru" else self.gates
         self.H = torch.zeros_like(values.states[0])
         self.C = last_cell.clone(memory_format=torch.contiguous_format) if kind == "lstm" else None
+        self.table: Tensor | None = None
 
 
 class _Recurrence(torch.autograd.Function):
@@ -196,19 +198,22 @@ class _Recurrence(torch.autograd.Function):
         ids, W, *saved = ctx.saved_tensors
         values = _Values.of(tuple(saved))
         found = _Gradients(kind, values, last_cell)
-        (_native_backward if ctx.here else _backward)(kind, above.contiguous(), W, values, found)
-        d_inputs, d_bias = found.gates, None
         if ids is not None:
-            d_inputs = torch.ops.aten.embedding_dense_backward(found.gates, ids, ctx.num_rows, -1, False)
+            found.table = above.new_zeros(ctx.num_rows, W.shape[1])
+        (_native_backward if ctx.here else _backward)(kind, above.contiguous(), W, ids, values, found)
+        d_inputs, d_bias = found.gates if found.table is None else found.table, None
         of_inputs, of_shares = ctx.has_biases
         if of_inputs or (of_shares and kind != "gru"):
             # Every row of the gates went to one row of the table: the fewer are added up.
             few = d_inputs if ids is not None and ctx.num_rows < ids.numel() else found.gates
             d_bias = few.sum(tuple(range(few.dim() - 1)))
-        d_input_bias = d_bias if of_inputs else None
-        db = (found.shares.sum((0, 1)) if kind == "gru" else d_bias) if of_shares else None
+        db = d_bias if of_shares else None
+        if of_shares and kind == "gru":
+            hidden = W.shape[0]
+            known = d_bias[: 2 * hidden] if d_bias is not None else found.gates[..., : 2 * hidden].sum((0, 1))
+            db = torch.cat([known, found.shares[..., 2 * hidden :].sum((0, 1))])
         dW = _weights_gradient(kind, W, values, found)
-        return None, None, d_inputs, None, d_input_bias, found.H, found.C, dW, db
+        return None, None, d_inputs, None, d_bias if of_inputs else None, found.H, found.C, dW, db
 
 
 def _weights_gradient(kind: Kind, W: Tensor, values: _Values, found: _Gradients) -> Tensor:
@@ -265,7 +270,7 @@ def _forward(
             torch.lerp(n, H, z, out=output)
 
 
-def _backward(kind: Kind, above: Tensor, W: Tensor, v: _Values, found: _Gradients) -> None:
+def _backward(kind: Kind, above: Tensor, W: Tensor, ids: Tensor | None, v: _Values, found: _Gradients) -> None:
     hidden, back, dH = W.shape[0], W.t(), found.H
     for t in range(len(above) - 1, -1, -1):
         values, d, last = v.gates[t], found.gates[t], v.states[t]
@@ -304,6 +309,8 @@ def _backward(kind: Kind, above: Tensor, W: Tensor, v: _Values, found: _Gradient
             through = dn @ back[2 * hidden :]
             torch.mul(through, last * r * (1 - r), out=dr)
             dH.mul_(z).addcmul_(through, r).addmm_(d[:, : 2 * hidden], back[: 2 * hidden])
+    if ids is not None and found.table is not None:
+        found.table.index_add_(0, ids.flatten(), found.gates.flatten(0, 1))
 
 
 # --- in the native kernel -----------------------------------------------------------------------------------------
@@ -328,7 +335,7 @@ class _BackwardArguments(_Rows):
         ("weights", ctypes.c_void_p),
         *[(name, ctypes.c_int64) for name in ("down", "right")],
         *[(name, ctypes.c_void_p) for name in ("first", "first_cell", "outputs", "kept", "more", "tanhs")],
-        *[(name, ctypes.c_void_p) for name in ("above", "state", "cell_state", "gates", "recurrent")],
+        *[(name, ctypes.c_void_p) for name in ("above", "state", "cell_state", "gates", "recurrent", "ids", "table")],
     ]
 
 
@@ -339,11 +346,15 @@ def _native_forward(
     _call("forward", _ForwardArguments, kind, v, (inputs, ids, input_bias, W, *W.stride(), *outputs))
 
 
-def _native_backward(kind: Kind, above: Tensor, W: Tensor, v: _Values, found: _Gradients) -> None:
+def _native_backward(kind: Kind, above: Tensor, W: Tensor, ids: Tensor | None, v: _Values, found: _Gradients) -> None:
     own = found.shares if found.shares is not found.gates else None
+    # Threads must not add to the same row.
+    table = found.table if _num_threads(v) == 1 else None
     kept = (*_before(v), v.states[1:], v.gates, _after(v), v.tanhs)
-    gradients = (above, found.H, found.C, found.gates, own)
+    gradients = (above, found.H, found.C, found.gates, own, ids, table)
     _call("backward", _BackwardArguments, kind, v, (W, *W.stride(), *kept, *gradients))
+    if ids is not None and found.table is not None and table is None:
+        found.table.index_add_(0, ids.flatten(), found.gates.flatten(0, 1))
 
 
 def _before(v: _Values) -> tuple[Tensor, Tensor | None]:
@@ -364,10 +375,14 @@ def _call(name: str, layout: Any, kind: Kind, v: _Values, arguments: tuple[Tenso
         rows = part * batch // parts, (part + 1) * batch // parts
         return cast(int, call(ctypes.byref(layout(KINDS.index(kind), steps, batch, hidden, *rows, *plain))))
 
-    parts = max(1, min(torch.get_num_threads(), batch // FEWEST_ROWS_OF_A_THREAD))
+    parts = _num_threads(v)
     codes = [compute(0)] if parts == 1 else list(_threads(parts).map(compute, range(parts)))
     if any(codes):
         raise MemoryError(f"not enough memory for the weights of {hidden} units")
+
+
+def _num_threads(v: _Values) -> int:
+    return max(1, min(torch.get_num_threads(), v.states.shape[1] // FEWEST_ROWS_OF_A_THREAD))
 
 
 @functools.cache

@@ -330,7 +330,7 @@ class _Training:
     def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
         """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
         logits, after = self.model(x, state)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
+        loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), y.t().reshape(-1).long())  # as they lie in memory
         scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
         (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), after
