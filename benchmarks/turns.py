@@ -4,10 +4,7 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
-
-_STATUS = Path("/proc/self/status")
 
 
 class OverError(Exception):
@@ -44,17 +41,6 @@ def cpu_seconds() -> float:
     """Return the processor time of this process, and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def peak_bytes() -> int:
-    """Return the largest resident set of this process so far."""
-    if _STATUS.exists():
-        # Not `ru_maxrss`: on Linux that begins with the memory of the process that started this one.
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _wait_for_gpu() -> None:

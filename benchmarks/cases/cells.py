@@ -45,6 +45,6 @@ def cells(setting: Setting) -> Iterator[Row]:
         peer_name=PEER,
         peer=Figure.of(series[PEER], "s"),
         ratio=speed_ratio(series["ours"], series[PEER]),
-        target=targets.CELLS,
+        target=targets.CELLS_CPU if setting.on_cpu else targets.CELLS_GPU,
         note="ours includes starting the processes, checkpoints and the saved models",
     )

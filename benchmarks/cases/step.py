@@ -60,4 +60,4 @@ def step(setting: Setting) -> Iterator[Row]:
 def _target(cell: str, kind: str, setting: Setting) -> float | None:
     if not kind:
         return None
-    return targets.STEP_CPU[kind][cell] if setting.on_cpu else targets.STEP_GPU[kind]
+    return (targets.STEP_CPU if setting.on_cpu else targets.STEP_GPU)[kind][cell]

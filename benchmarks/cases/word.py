@@ -32,6 +32,6 @@ def word(setting: Setting) -> Iterator[Row]:
                     peer_name=PEER,
                     peer=Figure.of(series[PEER], "ms", size.tokens),
                     ratio=speed_ratio(series["ours"], series[PEER]),
-                    target=targets.WORD_CPU[cell] if setting.on_cpu else targets.WORD_GPU,
+                    target=targets.WORD_CPU.get((cell, vocabulary)) if setting.on_cpu else None,
                     bound=percent(cell, size, series["ours"], series[FLOOR]),
                 )

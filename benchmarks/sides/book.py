@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.bound import GATES
 from benchmarks.peers import CLASSIC, NEWEST, load
-from benchmarks.turns import Turns, peak_bytes
+from benchmarks.turns import Turns
+from rnnlm_core.process_usage import peak_bytes
 
 LEARNING_RATE = 1.0
 BATCH_SIZE, NUM_STEPS, HIDDEN, MAX_TOKENS = 32, 35, 256, 10_000

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.turns import OverError, Turns, peak_bytes
+from benchmarks.turns import OverError, Turns
+from rnnlm_core.process_usage import peak_bytes
 
 if TYPE_CHECKING:
     from rnnlm_core.train import Epoch
@@ -176,6 +177,33 @@ def text(turns: Turns, path: str, level: str, folder: str) -> None:
         corpus = build_corpus(tokens, vocabulary.handle, all_for_training, 0, store)
         turns.end(Path(path).stat().st_size, tokens=corpus.splits["train"].num_tokens, vocabulary=vocabulary.size)
         shutil.rmtree(root)
+
+
+def text_in_memory(turns: Turns, path: str, level: str) -> None:
+    """Clean, cut, count and number a text without writing anything, as the book does: an array of ids."""
+    import numpy as np
+    import pyarrow.compute  # noqa: F401 - as above
+
+    from rnnlm_core.corpus import id_type
+    from rnnlm_core.levels import tokenizer
+    from rnnlm_core.normalize import normalizer
+    from rnnlm_core.tokenize import Part
+    from rnnlm_core.vocabulary import Vocabulary, add_counts
+
+    cut, rule = tokenizer(level), normalizer("d2l-lines")
+    while True:
+        turns.begin()
+        counts: dict[str, int] = {}
+        pieces = []
+        for block in Part(Path(path), rule).tokenizable(cut):
+            column = cut.encode(block)
+            indices, dictionary = column.indices.to_numpy(), column.dictionary.to_pylist()
+            add_counts(counts, indices, dictionary)
+            pieces.append((indices, dictionary))
+        vocabulary = Vocabulary(counts)
+        kind = id_type(len(vocabulary))
+        ids = np.concatenate([np.array(vocabulary[dictionary], dtype=kind)[indices] for indices, dictionary in pieces])
+        turns.end(Path(path).stat().st_size, tokens=len(ids), vocabulary=len(vocabulary))
 
 
 def text_stage(
