@@ -157,7 +157,7 @@ class _Values:
 
 
 class _Gradients:
-    """What the way back fills: gradients of input shares and recurrent shares, of the first state, of looked-up rows."""
+    """Gradients of input shares and recurrent shares, of the first state, of looked-up rows."""
 
     def __init__(self, kind: Kind, values: _Values, last_cell: Tensor) -> None:
         self.gates = torch.empty_like(values.gates)

@@ -6,6 +6,7 @@ the lowest validation perplexity is kept (without validation split, the last). P
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -184,8 +185,8 @@ def fit(
             f"the training ends before its warm-up: {config.epochs * updates} updates, "
             f"train.warmup_steps {config.warmup_steps}: train.learning_rate is never reached"
         )
-    if device.type == "cpu" and way() == "auto" and (reason := why_not_native()):
-        warn(f"slower than it could be, without the native kernel: {reason}")
+    if device.type == "cpu":
+        _warn_of_slowness(warn)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
@@ -220,6 +221,15 @@ def fit(
             save(checkpoint_seconds)
         save(0)  # what is done must not be done again because something fails afterwards
         return training.result()
+
+
+def _warn_of_slowness(warn: Callable[[str], None]) -> None:
+    if way() == "auto" and (reason := why_not_native()):
+        warn(f"slower than it could be, without the native kernel: {reason}")
+    load, cores, threads = os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()
+    if threads > 1 and load > cores:
+        # Threads that share a product wait for the one that does not get its turn: ten times as long, and more.
+        warn(f"the machine is busy (load {load:.1f} on {cores} cores): {threads} threads will wait for each other")
 
 
 @dataclass

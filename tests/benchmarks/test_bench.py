@@ -91,13 +91,6 @@ def test_a_process_is_one_side_after_the_other() -> None:
     assert all(process.child.poll() == 0 for process in pool.every)
 
 
-def test_memory_is_that_of_the_process_alone() -> None:
-    held = bytearray(os.urandom(1)) * 200_000_000  # in the parent, when the child starts
-    code = "from benchmarks.turns import peak_bytes; print(peak_bytes())"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert int(told) < len(held)
-
-
 def test_a_side_that_fails_tells_why_and_leaves_no_process() -> None:
     with Pool() as pool, pytest.raises(RuntimeError, match="unexpected keyword argument 'nonsense'"):
         pool.compare({"ours": Worker("sgemm.rate", {"nonsense": 1})}, rounds=1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnlm_core import recurrence
 from rnnlm_core import train as train_module
 from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
@@ -696,3 +697,46 @@ def test_a_corpus_without_validation_split_keeps_the_last_epoch(build: Any, stor
 def test_a_corpus_that_is_gone_is_told(characters: Any, store: Store, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"artifact corpus:.* is missing"):
         train_text(characters, Store(tmp_path / "empty"))
+
+
+# Slowness is told
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "told"),
+    [
+        (9.0, 2, ["the machine is busy (load 9.0 on 2 cores): 2 threads will wait for each other"]),
+        (9.0, 1, []),
+        (1.0, 2, []),
+    ],
+)
+def test_threads_on_a_busy_machine_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, load: float, threads: int, told: list[str]
+) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "torch")
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    warnings: list[str] = []
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), warn=warnings.append)
+    assert warnings == told
+
+
+def test_a_training_without_the_native_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "auto")
+    for module in (recurrence, train_module):
+        monkeypatch.setattr(module, "why_not_native", lambda: "no C++ compiler here")
+    warnings: list[str] = []
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), warn=warnings.append)
+    assert warnings == ["slower than it could be, without the native kernel: no C++ compiler here"]
+
+
+def test_a_training_that_goes_on_in_another_arithmetic_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "torch")
+    checkpoints = Checkpoints(store, "key")
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), checkpoints=checkpoints)
+    monkeypatch.setenv("RNNLM_RECURRENCE", "autograd")
+    warnings: list[str] = []
+    fitted = fit("rnn", V, TRAIN, None, MODEL, CONFIG, checkpoints=checkpoints, warn=warnings.append)
+    assert warnings == ["the training goes on in another arithmetic (torch, now autograd): its last digits will differ"]
+    assert len(fitted.history) == CONFIG.epochs
