@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("recurrence.cpp")
@@ -27,19 +28,36 @@ class NotBuiltError(Exception):
     """There is no native kernel on this machine; the message says why."""
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def load() -> ctypes.CDLL:
     """Return the kernel, which is built if this machine has none yet; raises `NotBuiltError`."""
+    with _lock:  # threads that begin together build it once
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise NotBuiltError("no C++ compiler here (c++, g++ or clang++; or set CXX)")
-    path = cache_folder() / f"recurrence-{_fingerprint(compiler)}.so"
     try:
+        path = cache_folder() / f"recurrence-{_fingerprint(compiler)}.so"
         if not _is_ours(path):
             _build(compiler, path)
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NotBuiltError(f"{path}: {error}") from error
+        try:
+            return _opened(path)
+        except (OSError, AttributeError):  # cut off by a power cut, say
+            path.unlink()
+            _build(compiler, path)
+            return _opened(path)
+    except (OSError, AttributeError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
+        raise NotBuiltError(f"{type(error).__name__}: {error}") from error
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     for name in ("forward", "backward"):
         for kind in ("float", "double"):
             call = getattr(library, f"rnnlm_{name}_{kind}")
@@ -49,7 +67,10 @@ def load() -> ctypes.CDLL:
 
 def find_compiler() -> list[str] | None:
     """Return the command of a C++ compiler: `CXX`, or the first of c++, g++ and clang++; None without one."""
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:  # a quotation without end
+        raise NotBuiltError(f"CXX is no command: {os.environ['CXX']} ({error})") from error
     for command in [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(command[0]):
             return [found, *command[1:]]
@@ -58,7 +79,8 @@ def find_compiler() -> list[str] | None:
 
 def cache_folder() -> Path:
     """Return the folder of built kernels: `rnnlm` in the user's cache folder (`XDG_CACHE_HOME`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnlm"
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "rnnlm"
 
 
 def _fingerprint(compiler: list[str]) -> str:
@@ -88,12 +110,17 @@ def _processor() -> str:
 
 def _is_ours(path: Path) -> bool:
     """Whether the file is there and nobody else could have written it: what it holds is executed."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return False
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NotBuiltError(f"{path} can be written by others: remove it")
+    for place, is_kind in ((path.parent, stat.S_ISDIR), (path, stat.S_ISREG)):
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            return False
+        if not is_kind(found.st_mode):
+            raise NotBuiltError(f"{place} is not what it should be: remove it")
+        if found.st_uid != os.getuid():
+            raise NotBuiltError(f"{place} belongs to another user: set XDG_CACHE_HOME to a folder of your own")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise NotBuiltError(f"{place} can be written by others: remove it, or change its mode")
     return True
 
 
@@ -104,9 +131,9 @@ def _build(compiler: list[str], path: Path) -> None:
         draft = Path(folder) / path.name
         command = [*compiler, *_flags(), "-o", str(draft), str(SOURCE)]
         try:
-            subprocess.run(command, capture_output=True, check=True, timeout=BUILD_SECONDS, text=True)
+            subprocess.run(command, capture_output=True, check=True, timeout=BUILD_SECONDS)
         except subprocess.CalledProcessError as error:
-            lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
+            lines = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
             raise NotBuiltError(f"{compiler[0]} could not build it ({lines[0]})") from error
         except subprocess.TimeoutExpired as error:
             raise NotBuiltError(f"{compiler[0]} took more than {BUILD_SECONDS} seconds") from error

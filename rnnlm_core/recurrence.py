@@ -10,6 +10,8 @@ Three ways to run it, by the environment's `RNNLM_RECURRENCE`:
 - `torch`: the same in PyTorch's operations, on any device;
 - `autograd`: the steps of `cells.py`, differentiated automatically;
 - `auto` (the default): native where it can be had, else torch.
+
+The last digits of the three differ. The cache does not know which one made a model.
 """
 
 import ctypes
@@ -86,29 +88,56 @@ def recur(
         kind: the cell.
         inputs: (steps, batch, G * hidden), the input's share of the gates (`cells.py` has their order); with `ids`,
             (ids, G * hidden): a row for each id, which is the product of its one-hot row with the input weights.
-        state: each part (batch, hidden).
+        state: each part (batch, hidden), or one row for all.
         W: (hidden, G * hidden) recurrent weights.
         b: (G * hidden) recurrent bias, inside the GRU's reset gate; None for 0.
-        ids: (steps, batch) int32.
+        ids: (steps, batch) of any integer type.
         input_bias: (G * hidden), of the input's share; None for 0.
 
     Returns:
-        (steps, batch, hidden), and the parts of the last state.
+        (steps, batch, hidden), not to be written to, and the parts of the last state.
 
-    Raises IndexError for an id that has no row.
+    Raises IndexError for an id that has no row, ValueError for sizes that do not fit.
     """
     steps, batch = inputs.shape[:2] if ids is None else ids.shape
+    state = tuple(part.expand(batch, -1) if len(part) == 1 else part for part in state)
     chosen = settled(inputs.device)
-    if not steps or chosen == "autograd" or inputs.dtype not in (torch.float32, torch.float64):
-        return _differentiated(kind, _gates(inputs, ids, input_bias), state, W, b)
-    if ids is not None and ids.device.type == "cpu" and ids.numel():
-        lowest, highest = ids.aminmax()
-        if lowest < 0 or highest >= len(inputs):
-            raise IndexError(f"ids from {int(lowest)} to {int(highest)}, of {len(inputs)}")
     here = chosen == "native" and steps * batch >= FEWEST_ROWS
+    plain = not here and not torch.is_grad_enabled()  # without a way back there is nothing to be written out
+    if not steps or plain or chosen == "autograd" or inputs.dtype not in (torch.float32, torch.float64):
+        return _differentiated(kind, _gates(inputs, ids, input_bias), state, W, b)
+    _check(kind, inputs, state, W, (b, input_bias), (steps, batch))
+    if ids is not None:
+        if ids.device.type == "cpu" and ids.numel():
+            lowest, highest = ids.aminmax()
+            if lowest < 0 or highest >= len(inputs):
+                raise IndexError(f"ids from {int(lowest)} to {int(highest)}, of {len(inputs)}")
+        ids = ids.to(torch.int32)
     cell = state[1] if kind == "lstm" else None
     outputs, cells = _Recurrence.apply(kind, here, inputs, ids, input_bias, state[0], cell, W, b)  # type: ignore[no-untyped-call]
-    return outputs, (outputs[-1], cells) if kind == "lstm" else (outputs[-1],)
+    last = outputs[-1].clone()  # a view would keep the states of all steps
+    return outputs, (last, cells) if kind == "lstm" else (last,)
+
+
+def _check(
+    kind: Kind,
+    inputs: Tensor,
+    state: State,
+    W: Tensor,
+    biases: tuple[Tensor | None, ...],
+    sizes: tuple[int, int],
+) -> None:
+    """Raise ValueError unless all sizes, types and devices fit each other: the kernel believes them."""
+    (steps, batch), hidden = sizes, W.shape[0]
+    width = hidden * (1 if kind == "rnn" else 4 if kind == "lstm" else 3)
+    fits = len(state) == (2 if kind == "lstm" else 1) and all(part.shape == (batch, hidden) for part in state)
+    fits &= W.shape == (hidden, width) and inputs.shape[-1] == width and (inputs.dim() == 2 or inputs.dim() == 3)
+    tensors = [inputs, *state, W, *(bias for bias in biases if bias is not None)]
+    fits &= all(bias.shape == (width,) for bias in biases if bias is not None)
+    fits &= all(one.dtype == W.dtype and one.device == W.device for one in tensors)
+    if not fits:
+        told = ", ".join(f"{tuple(one.shape)} {one.dtype}" for one in tensors)
+        raise ValueError(f"{kind}: sizes or types do not fit for {steps} steps of {batch} rows: {told}")
 
 
 def _gates(inputs: Tensor, ids: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -343,18 +372,20 @@ def _native_forward(
     kind: Kind, inputs: Tensor, ids: Tensor | None, input_bias: Tensor | None, W: Tensor, b: Tensor | None, v: _Values
 ) -> None:
     outputs = (b, *_before(v), v.states[1:], v.gates, _after(v), v.tanhs)
-    _call("forward", _ForwardArguments, kind, v, (inputs, ids, input_bias, W, *W.stride(), *outputs))
+    arguments = (inputs, ids, input_bias, W, *W.stride(), *outputs)
+    _call("forward", _ForwardArguments, kind, v, arguments, _num_threads(v))
 
 
 def _native_backward(kind: Kind, above: Tensor, W: Tensor, ids: Tensor | None, v: _Values, found: _Gradients) -> None:
     own = found.shares if found.shares is not found.gates else None
-    # Threads must not add to the same row.
-    table = found.table if _num_threads(v) == 1 else None
+    parts = _num_threads(v)
+    table = found.table if parts == 1 else None  # threads must not add to the same row
     kept = (*_before(v), v.states[1:], v.gates, _after(v), v.tanhs)
     gradients = (above, found.H, found.C, found.gates, own, ids, table)
-    _call("backward", _BackwardArguments, kind, v, (W, *W.stride(), *kept, *gradients))
+    _call("backward", _BackwardArguments, kind, v, (W, *W.stride(), *kept, *gradients), parts)
     if ids is not None and found.table is not None and table is None:
-        found.table.index_add_(0, ids.flatten(), found.gates.flatten(0, 1))
+        # In the order of one thread, the last step first: so that the bits are the same.
+        found.table.index_add_(0, ids.flip(0).flatten(), found.gates.flip(0).flatten(0, 1))
 
 
 def _before(v: _Values) -> tuple[Tensor, Tensor | None]:
@@ -365,8 +396,10 @@ def _after(v: _Values) -> Tensor | None:
     return v.more if v.cells is None else v.cells[1:]
 
 
-def _call(name: str, layout: Any, kind: Kind, v: _Values, arguments: tuple[Tensor | int | None, ...]) -> None:
-    """Compute the rows of a minibatch, each thread of PyTorch's number a part: rows know nothing of each other."""
+def _call(
+    name: str, layout: Any, kind: Kind, v: _Values, arguments: tuple[Tensor | int | None, ...], parts: int
+) -> None:
+    """Compute the rows of a minibatch in as many threads as parts: rows know nothing of each other."""
     call = getattr(native.load(), f"rnnlm_{name}_{'float' if v.gates.dtype == torch.float32 else 'double'}")
     steps, batch, hidden = len(v.gates), *v.states[0].shape
     plain = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
@@ -375,7 +408,6 @@ def _call(name: str, layout: Any, kind: Kind, v: _Values, arguments: tuple[Tenso
         rows = part * batch // parts, (part + 1) * batch // parts
         return cast(int, call(ctypes.byref(layout(KINDS.index(kind), steps, batch, hidden, *rows, *plain))))
 
-    parts = _num_threads(v)
     codes = [compute(0)] if parts == 1 else list(_threads(parts).map(compute, range(parts)))
     if any(codes):
         raise MemoryError(f"not enough memory for the weights of {hidden} units")
@@ -388,3 +420,8 @@ def _num_threads(v: _Values) -> int:
 @functools.cache
 def _threads(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, thread_name_prefix="rnnlm-rows")
+
+
+if hasattr(os, "register_at_fork"):
+    # A child has the pool, not its threads: it would wait for them.
+    os.register_at_fork(after_in_child=_threads.cache_clear)

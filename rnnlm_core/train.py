@@ -226,7 +226,11 @@ def fit(
 def _warn_of_slowness(warn: Callable[[str], None]) -> None:
     if way() == "auto" and (reason := why_not_native()):
         warn(f"slower than it could be, without the native kernel: {reason}")
-    load, cores, threads = os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # this system does not tell: then there is nothing to warn of
+        return
     if threads > 1 and load > cores:
         # Threads that share a product wait for the one that does not get its turn: ten times as long, and more.
         warn(f"the machine is busy (load {load:.1f} on {cores} cores): {threads} threads will wait for each other")

@@ -19,7 +19,7 @@ BUILD = "from rnnlm_core import native; print(native.load()._name)"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder; what another test has loaded is forgotten, and this test's afterwards."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "load", native.load.__wrapped__)
+    monkeypatch.setattr(native, "_loaded", native._loaded.__wrapped__)
     return tmp_path / "rnnlm"
 
 
@@ -62,6 +62,66 @@ def test_what_others_can_write_is_not_executed(cache: Path, mode: int) -> None:
         native.load()
 
 
+@needs_compiler
+def test_threads_that_begin_together_build_it_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = native.find_compiler()
+    assert found is not None
+    built = tmp_path / "built"
+    monkeypatch.setenv("CXX", compiler(tmp_path, f'[ "$1" = --version ] || echo >> {built}; exec {found[0]} "$@"'))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: native.load(), range(4)))
+    assert len(built.read_text().splitlines()) == 1
+
+
+@needs_compiler
+def test_a_damaged_one_is_built_again(cache: Path) -> None:
+    native.load()
+    (built,) = cache.iterdir()
+    built.unlink()  # this process has it in its memory
+    built.write_bytes(b"")
+    built.chmod(0o700)
+    assert native.load()._name == str(built)
+    assert built.stat().st_size > 0
+
+
+@needs_compiler
+def test_a_folder_that_others_can_write_is_not_believed(cache: Path) -> None:
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(native.NotBuiltError, match="rnnlm can be written by others: remove it"):
+        native.load()
+
+
+@needs_compiler
+def test_a_link_is_not_followed(cache: Path, tmp_path: Path) -> None:
+    native.load()
+    (built,) = cache.iterdir()
+    built.rename(tmp_path / "elsewhere.so")
+    built.symlink_to(tmp_path / "elsewhere.so")
+    with pytest.raises(native.NotBuiltError, match="is not what it should be: remove it"):
+        native.load()
+
+
+def test_a_compiler_that_is_no_command_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "'g++")
+    with pytest.raises(native.NotBuiltError, match=r"CXX is no command: 'g\+\+ \(No closing quotation\)"):
+        native.load()
+
+
+@needs_compiler
+def test_without_a_home_there_is_no_kernel_and_no_crash(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(native.NotBuiltError, match="Could not determine home directory"):
+        native.load()
+
+
 def test_without_a_compiler_it_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
@@ -76,7 +136,8 @@ def test_without_a_compiler_it_says_so(cache: Path, monkeypatch: pytest.MonkeyPa
         ('[ "$1" = --version ] || { echo "no such header" >&2; exit 1; }', r"could not build it \(no such header\)"),
         ('[ "$1" = --version ] || exit 3', r"could not build it \(exit code 3\)"),
         ("exit 1", "does not work"),
-        ('[ "$1" = --version ] || exit 0', "No such file"),
+        ('[ "$1" = --version ] || { printf "\\377" >&2; exit 1; }', r"could not build it"),
+        ('[ "$1" = --version ] || exit 0', "FileNotFoundError: .*No such file"),
     ],
 )
 def test_a_compiler_that_fails_leaves_nothing(

@@ -1,5 +1,7 @@
 """The loop with its gradients written out: the same as the steps of `cells.py`, differentiated automatically."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -107,15 +109,96 @@ def test_any_size_is_computed_natively(kind: Kind, steps: int, batch: int, hidde
 
 @no_compiler
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, kind: Kind, with_ids: bool) -> None:
+    """All but the products and sums that PyTorch itself divides among threads: the gradients of weights and biases."""
     monkeypatch.setenv("RNNLM_RECURRENCE", "native")
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(everything(kind, torch.float32, steps=5, batch=32, hidden=64))
-    states = 1 + (2 if kind == "lstm" else 1)
+        found.append(
+            everything(kind, torch.float32, steps=5, batch=32, hidden=64, with_ids=with_ids, biases=(False, False))[:-1]
+        )
     for other in found[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(found[0][:states], other[:states], strict=True))
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@no_compiler
+def test_a_process_that_forks_goes_on_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import os, signal, sys, torch
+from rnnlm_core.recurrence import recur
+torch.set_num_threads(2)
+def run():
+    gates = torch.zeros(4, 32, 16, requires_grad=True)
+    recur("rnn", gates, (torch.zeros(32, 16),), torch.zeros(16, 16))[0]
+run()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    run()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    monkeypatch.setenv("RNNLM_RECURRENCE", "native")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("way", [*WAYS, "autograd"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": torch.zeros(16, 4)},
+        {"state": torch.zeros(32, 8)},
+        {"W": torch.zeros(4, 8)},
+        {"W": torch.zeros(4, 4, dtype=torch.float64)},
+        {"b": torch.zeros(3)},
+        {"input_bias": torch.zeros(8)},
+        {"ids": torch.zeros(4, 8, dtype=torch.int32)},
+        {"inputs": torch.zeros(IDS, 8)},
+    ],
+)
+def test_sizes_and_types_that_do_not_fit_are_refused(
+    monkeypatch: pytest.MonkeyPatch, way: str, change: dict[str, Tensor]
+) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", way)
+    right = {
+        "inputs": torch.zeros(IDS, 4, requires_grad=True),
+        "state": torch.zeros(32, 4),
+        "W": torch.zeros(4, 4),
+        "b": torch.zeros(4),
+        "ids": torch.zeros(4, 32, dtype=torch.int32),
+        "input_bias": torch.zeros(4),
+    }
+    given = right | change
+    with pytest.raises((ValueError, RuntimeError)):
+        recur(
+            "rnn", given["inputs"], (given["state"],), given["W"], given["b"],
+            ids=given["ids"], input_bias=given["input_bias"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_row_of_state_serves_all_rows(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", way)
+    gates = torch.randn(4, 32, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    one = torch.full((1, 4), 0.5, requires_grad=True)
+    outputs, _ = recur("lstm", gates, (one, one), torch.ones(4, 16))
+    every, _ = recur("lstm", gates, (one.repeat(32, 1), one.repeat(32, 1)), torch.ones(4, 16))
+    assert torch.equal(outputs, every)
+    (gradient,) = torch.autograd.grad(outputs.sum(), one)
+    assert gradient.shape == (1, 4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_ids_are_of_any_integer_type(monkeypatch: pytest.MonkeyPatch, way: str, dtype: torch.dtype) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", way)
+    table = torch.randn(IDS, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    ids = torch.arange(4 * 32).view(4, 32) % IDS
+    outputs, _ = recur("rnn", table, (torch.zeros(32, 4),), torch.eye(4), ids=ids.to(dtype))
+    dense, _ = recur("rnn", table.detach()[ids].requires_grad_(), (torch.zeros(32, 4),), torch.eye(4))
+    assert torch.equal(outputs, dense)
 
 
 @no_compiler
@@ -155,7 +238,7 @@ def test_an_id_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch, way: st
     monkeypatch.setenv("RNNLM_RECURRENCE", way)
     ids = torch.full((2, 64), wrong, dtype=torch.int32)
     with pytest.raises(IndexError, match=rf"ids from {wrong} to {wrong}, of {IDS}"):
-        recur("rnn", torch.zeros(IDS, 4), (torch.zeros(64, 4),), torch.zeros(4, 4), ids=ids)
+        recur("rnn", torch.zeros(IDS, 4, requires_grad=True), (torch.zeros(64, 4),), torch.zeros(4, 4), ids=ids)
 
 
 def test_no_steps_leave_the_state_as_it_was() -> None:
