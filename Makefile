@@ -19,8 +19,9 @@ run: $(STAMP)  ## the quickstart: three cells on an embedded corpus
 smoke: $(STAMP)  ## the whole chain, tiny, checked; SUMMARY=FILE appends what came of it to a file, in Markdown
 	$(BIN)/rnnlm smoke $${SUMMARY:+--summary "$$SUMMARY"}
 
+# A worker per core: threads of PyTorch's own would only wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
