@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run smoke test test-all faults check results up down ui browser screenshots servers
+.PHONY: install run smoke test test-all faults check results bench up down ui browser screenshots servers
 
 install: $(STAMP)
 
@@ -19,8 +19,9 @@ run: $(STAMP)  ## the quickstart: three cells on an embedded corpus
 smoke: $(STAMP)  ## the whole chain, tiny, checked; SUMMARY=FILE appends what came of it to a file, in Markdown
 	$(BIN)/rnnlm smoke $${SUMMARY:+--summary "$$SUMMARY"}
 
+# A worker per core: threads of PyTorch's own would only wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
@@ -57,6 +58,21 @@ $(SERVERS): $(STAMP)
 
 servers: $(SERVERS)  ## PostgreSQL under both databases, an S3-compatible store under MLflow; ten minutes
 	$(BIN)/python -m pytest tests/e2e/test_postgresql.py tests/e2e/test_s3.py
+
+BENCH := .venv/.bench
+PEERS := 0.17.6 1.0.3
+
+# Both are called d2l, and pin libraries of years ago: each alone in a folder, without its dependencies.
+$(BENCH): $(STAMP)
+	for version in $(PEERS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target .venv/peers/d2l-$$version d2l==$$version || exit 1; \
+	done
+	@touch $@
+
+bench: $(BENCH)  ## beside the book's packages and plain PyTorch, into docs/performance.md; 20 minutes of a quiet machine
+	$(BIN)/python -m benchmarks --json artifacts/bench.json
+	$(BIN)/python -m benchmarks render artifacts/bench.json
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md

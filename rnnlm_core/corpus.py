@@ -185,16 +185,17 @@ def _write_split(
     with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
         for indices, dictionary in _slice(token_batches(path), start, length):
             ids = np.array(words[dictionary], dtype=kind)[indices]
+            counts = np.bincount(indices, minlength=len(dictionary))
             widths = np.array(cut.widths(dictionary), dtype=np.int64)
-            chars += int(widths[indices].sum())
+            chars += int(widths @ counts)
             if not written:
                 chars -= int(widths[indices[0]])  # the first token is given, not predicted
-            blank = np.array([token == cut.blank for token in dictionary])[indices]
-            chars += int((blank[1:] & blank[:-1]).sum()) + (after_blank and bool(blank[0]))
-            after_blank = bool(blank[-1])
+            if cut.blank:
+                blank = np.array([token == cut.blank for token in dictionary])[indices]
+                chars += int((blank[1:] & blank[:-1]).sum()) + (after_blank and bool(blank[0]))
+                after_blank = bool(blank[-1])
             # A text may hold `<unk>` itself, as published: that is a word like any other.
-            strange = np.array([token not in words for token in dictionary])
-            unknown += int(strange[indices].sum())
+            unknown += int(np.array([token not in words for token in dictionary]) @ counts)
             written += len(ids)
             writer.write_table(pa.table([pa.array(ids)], schema=schema), row_group_size=ROW_GROUP)
     return SplitFacts(written, unknown, chars)

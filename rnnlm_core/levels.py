@@ -39,7 +39,9 @@ class Tokenizer:
         """Return the tokens of a text as a dictionary array, the dictionary in order of first appearance."""
         import pyarrow as pa
 
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        # One byte a character where that is all it takes: the table is then one look-up of the C library.
+        narrow = text.isascii()
+        points = np.frombuffer(text.encode("ascii" if narrow else "utf-32-le"), np.uint8 if narrow else np.uint32)
         return _by_first_appearance(points, lambda kinds: pa.array([chr(point) for point in kinds], pa.string()))
 
     def pieces(self, tokens: Iterable[str]) -> Iterator[str]:
@@ -236,9 +238,25 @@ def _by_first_appearance(points: np.ndarray, names: Any) -> Any:
     """Return numbers as a dictionary array of their names, without a Python loop over the text."""
     import pyarrow as pa
 
+    if points.dtype == np.uint8:
+        present, indices = _first_bytes(points)
+        return pa.DictionaryArray.from_arrays(pa.array(indices), names(present))
     kinds = np.flatnonzero(np.bincount(points)) if len(points) else np.empty(0, dtype=np.int64)
     table = np.zeros(int(kinds[-1]) + 1 if len(kinds) else 1, dtype=np.int64)
     table[points[::-1]] = np.arange(len(points) - 1, -1, -1)  # the last write wins: the first place of each
     kinds = kinds[np.argsort(table[kinds])]
     table[kinds] = np.arange(len(kinds))
     return pa.DictionaryArray.from_arrays(pa.array(table[points], pa.int32()), names(kinds))
+
+
+def _first_bytes(points: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Return the kinds of bytes in order of first appearance, and the place of each byte among them."""
+    raw = rest = points.tobytes()
+    kinds = b""
+    while rest:  # as a rule once: the beginning has them all, and nothing is left
+        kinds += bytes(dict.fromkeys(rest[:4096]))
+        rest = rest.translate(None, kinds)
+    table = bytearray(256)
+    for place, kind in enumerate(kinds):
+        table[kind] = place
+    return kinds, np.frombuffer(raw.translate(table), dtype=np.uint8).astype(np.int32)

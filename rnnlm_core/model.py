@@ -8,17 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnnlm_core.cells import STEPS, State
+from rnnlm_core.cells import State
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
 from rnnlm_core.normalize import NORMALIZERS
+from rnnlm_core.recurrence import FEWEST_ROWS, Kind, recur, settled
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
 from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
@@ -29,6 +30,8 @@ WEIGHTS = "model.safetensors"
 ABOUT = "model.json"
 MOST_JSON = 256 << 20
 """Bytes of a JSON file that are read into memory; a vocabulary of a million words has a tenth of it."""
+MOST_ONE_HOT = 1024
+"""Ids up to which a product with one-hot rows costs cuDNN and oneDNN less than a loop of our own does."""
 _LAYERS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
     "rnn": nn.RNN,
     "gru": nn.GRU,
@@ -51,7 +54,7 @@ class LanguageModel(nn.Module):
         width = config.embedding_size or vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, width) if config.embedding_size else None
         sizes = [width] + [config.hidden_size] * (config.num_layers - 1)
-        self.layers = nn.ModuleList(self._layer(size) for size in sizes)
+        self.layers = nn.ModuleList(self._layer(i, size) for i, size in enumerate(sizes))
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden_size, vocabulary_size)
         if config.tie_weights and self.embedding is not None:
@@ -59,10 +62,16 @@ class LanguageModel(nn.Module):
             self.embedding.weight = self.output.weight
         self._initialize()
 
-    def _layer(self, input_size: int) -> nn.Module:
+    def _layer(self, i: int, input_size: int) -> nn.Module:
         if self.config.implementation == "scratch":
             return ScratchLayer(self.cell, input_size, self.config.hidden_size, self.config.reset_gate)
-        return _LAYERS[self.cell](input_size, self.config.hidden_size)
+        layer = _LAYERS[self.cell](input_size, self.config.hidden_size)
+        # Laid out as products read them, and a token's row in one place: the shapes stay those of `torch.nn`.
+        names = ["weight_hh_l0"] if i or self.config.embedding_size else ["weight_ih_l0", "weight_hh_l0"]
+        for name in names:
+            weights = cast(Tensor, getattr(layer, name)).detach()
+            setattr(layer, name, nn.Parameter(weights.t().contiguous().t()))
+        return layer
 
     def _initialize(self) -> None:
         """Draw the first weights anew, unless they are those that the layers of `torch.nn` draw themselves."""
@@ -105,7 +114,7 @@ class LanguageModel(nn.Module):
             state: what `initial_state` or the call before returned.
 
         Returns:
-            logits of shape (batch, steps, vocabulary), and one state per layer.
+            logits of shape (batch, steps, vocabulary), in memory step after step, and one state per layer.
         """
         steps = ids.t().int()
         outputs = steps if self.embedding is None else self.dropout(self.embedding(steps))
@@ -115,27 +124,34 @@ class LanguageModel(nn.Module):
                 outputs = self.dropout(outputs)
             outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
-        logits: Tensor = self.output(self.dropout(outputs).transpose(0, 1))
-        return logits, after
+        logits: Tensor = self.output(self.dropout(outputs))
+        return logits.transpose(0, 1), after
 
     def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+        """Run a layer on (steps, batch, width), or on (steps, batch) ids that stand for one-hot rows."""
         if isinstance(layer, ScratchLayer):
             result: tuple[Tensor, State] = layer(inputs, before)
             return result
-        return (
-            _dense_layer(layer, inputs, before) if inputs.is_floating_point() else self._one_hot(layer, inputs, before)
-        )
+        dense = inputs.is_floating_point()
+        if self._runs_in_torch_nn(layer, inputs):
+            rows = inputs if dense else F.one_hot(inputs.long(), layer.input_size).to(layer.weight_ih_l0.dtype)
+            return _dense_layer(layer, rows, before)
+        # The product of one-hot rows with the weights is a row look-up, exactly.
+        table, ids = (F.linear(inputs, layer.weight_ih_l0), None) if dense else (layer.weight_ih_l0.t(), inputs)
+        W, b = layer.weight_hh_l0.t(), layer.bias_hh_l0
+        return recur(cast(Kind, self.cell), table, before, W, b, ids=ids, input_bias=layer.bias_ih_l0)
 
-    def _one_hot(self, layer: Any, steps: Tensor, before: State) -> tuple[Tensor, State]:
-        """Run a layer of `torch.nn` on one-hot inputs: their product with the weights is a row look-up, exactly."""
-        gates = F.embedding(steps, layer.weight_ih_l0.t()) + layer.bias_ih_l0
-        W: Tensor = layer.weight_hh_l0.t()
-        b: Tensor = layer.bias_hh_l0
-        step, hidden, last = STEPS[self.cell], [], before
-        for now in gates.unbind(0):
-            last = step(now, last, W, b)
-            hidden.append(last[0])
-        return torch.stack(hidden), last
+    def _runs_in_torch_nn(self, layer: Any, inputs: Tensor) -> bool:
+        """Whether the layer of `torch.nn` is the fastest that there is: cuDNN, or oneDNN which has the LSTM alone."""
+        dense = inputs.is_floating_point()
+        way = settled(inputs.device)
+        if way == "autograd":
+            return dense
+        if not dense and layer.input_size > MOST_ONE_HOT:
+            return False
+        if inputs.device.type != "cpu":
+            return True
+        return (way == "torch" and self.cell == "lstm") or (dense and inputs.shape[0] * inputs.shape[1] < FEWEST_ROWS)
 
 
 def _dense_layer(layer: nn.Module, inputs: Tensor, before: State) -> tuple[Tensor, State]:

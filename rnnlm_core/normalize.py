@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from rnnlm_core.errors import DataError, unknown_name
 
 BLOCK_BYTES = 1 << 20
@@ -20,6 +22,11 @@ BLOCK_BYTES = 1 << 20
 _HEAD = 4096
 """Bytes by which a format is told."""
 _NOT_LETTERS = re.compile("[^A-Za-z]+")
+FEW = 1000
+"""Characters up to which a regular expression is faster than arrays are."""
+_SPACE, _LINE_END = 0x20, 0x0A
+_LETTERS = bytes(ord(chr(byte).lower()) if byte < 0x80 and chr(byte).isalpha() else _SPACE for byte in range(256))
+_TABLES = {False: _LETTERS, True: _LETTERS[:_LINE_END] + b"\n" + _LETTERS[_LINE_END + 1 :]}
 _FOREIGN = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ": "xz",
@@ -133,7 +140,42 @@ def _as_it_is(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _letters(text: str) -> str:
-    return _NOT_LETTERS.sub(" ", text).lower()
+    """Return the letters a to z in small, and a space for each run of anything else."""
+    if len(text) < FEW:
+        return _NOT_LETTERS.sub(" ", text).lower()
+    found = _look_up(text, line_ends=False)
+    return _text_of(found[_starts_or_goes_on(found)])
+
+
+def _lines_of_letters(text: str) -> str:
+    """Return `_letters` of each line, stripped, the line ends kept."""
+    if len(text) < FEW:
+        return "\n".join(_letters(line).strip() for line in text.split("\n"))
+    found = _look_up(text, line_ends=True)
+    found = found[_starts_or_goes_on(found)]
+    space, end = found == _SPACE, found == _LINE_END
+    beside = np.zeros(len(found), dtype=bool)  # beside a line end, or at either end of the text
+    beside[1:] = end[:-1]
+    beside[:-1] |= end[1:]
+    beside[:1] = beside[-1:] = True
+    return _text_of(found[~(space & beside)])
+
+
+def _look_up(text: str, line_ends: bool) -> np.ndarray:
+    """Return each byte as a small letter or a space; the bytes of one character that is no letter are as many."""
+    return np.frombuffer(text.encode("utf-8", "surrogatepass").translate(_TABLES[line_ends]), dtype=np.uint8)
+
+
+def _starts_or_goes_on(found: np.ndarray) -> np.ndarray:
+    """Say of each byte whether it is no space, or the first of its run."""
+    kept: np.ndarray = found != _SPACE
+    kept[1:] |= found[:-1] != _SPACE
+    kept[:1] = True
+    return kept
+
+
+def _text_of(found: np.ndarray) -> str:
+    return found.tobytes().decode("ascii")
 
 
 def _letters_whole(blocks: Iterable[str]) -> Iterator[str]:
@@ -165,9 +207,10 @@ def _letters_by_line(blocks: Iterable[str]) -> Iterator[str]:
     # What the unfinished line holds so far: nothing, something that ends in a letter, or in a space.
     before: Literal["", "x", "x "] = ""
     for block in blocks:
-        lines = [_letters(line) for line in (before + block).split("\n")]
-        yield "\n".join(line.strip() for line in lines)[1 if before else 0 :]
-        before = "" if not lines[-1].strip() else "x " if lines[-1].endswith(" ") else "x"
+        text = before + block
+        yield _lines_of_letters(text)[1 if before else 0 :]
+        last = _letters(text[text.rfind("\n") + 1 :])
+        before = "" if not last.strip() else "x " if last.endswith(" ") else "x"
 
 
 def _without_line_ends(blocks: Iterable[str]) -> Iterator[str]:

@@ -1,13 +1,15 @@
-"""Recurrent layers from scratch: the book's parameters, its equations (`cells.py`), and the loop over the steps.
+"""Recurrent layers from scratch: the book's parameters and equations (`cells.py`); `recurrence.py` has the loop.
 
 One bias per gate, where `torch.nn` has two. Weights convert both ways, so that either can stand beside the other.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rnnlm_core.cells import NUM_GATES, STEPS, State, gru_step_reset_before
+from rnnlm_core.cells import NUM_GATES, State
+from rnnlm_core.recurrence import Kind, recur
 
 
 class ScratchLayer(nn.Module):
@@ -32,7 +34,7 @@ class ScratchLayer(nn.Module):
         self.b = nn.Parameter(torch.empty(width))
         after = cell == "gru" and reset_gate == "after"
         self.b_h = nn.Parameter(torch.empty(hidden_size)) if after else None
-        self.step = gru_step_reset_before if cell == "gru" and not after else STEPS[cell]
+        self.kind: Kind = "gru-before" if cell == "gru" and not after else cast(Kind, cell)
         bound = hidden_size**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)  # as `torch.nn` does; `init` of the config may change it
@@ -45,13 +47,10 @@ class ScratchLayer(nn.Module):
                 product with `W_x` is a row of it.
             state: each part (batch, hidden).
         """
-        gates = inputs @ self.W_x + self.b if inputs.is_floating_point() else F.embedding(inputs, self.W_x) + self.b
         b = None if self.b_h is None else torch.cat([self.b_h.new_zeros(2 * self.hidden_size), self.b_h])
-        hidden = []
-        for now in gates.unbind(0):
-            state = self.step(now, state, self.W_h, b)
-            hidden.append(state[0])
-        return torch.stack(hidden), state
+        if inputs.is_floating_point():
+            return recur(self.kind, inputs @ self.W_x, state, self.W_h, b, input_bias=self.b)
+        return recur(self.kind, self.W_x, state, self.W_h, b, ids=inputs, input_bias=self.b)
 
 
 def to_concise(layer: ScratchLayer) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ the lowest validation perplexity is kept (without validation split, the last). P
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
@@ -183,6 +185,8 @@ def fit(
             f"the training ends before its warm-up: {config.epochs * updates} updates, "
             f"train.warmup_steps {config.warmup_steps}: train.learning_rate is never reached"
         )
+    if device.type == "cpu":
+        _warn_of_slowness(warn)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
@@ -192,6 +196,9 @@ def fit(
                 warn(f"checkpoint skipped: {fault}")
             if snapshot is not None:
                 training.restore(snapshot)
+                was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
+                if was != now:
+                    warn(f"the training goes on in another arithmetic ({was}, now {now}): its last digits will differ")
                 for epoch in training.history:
                     progress(epoch)
         saved_at = time.monotonic()
@@ -214,6 +221,19 @@ def fit(
             save(checkpoint_seconds)
         save(0)  # what is done must not be done again because something fails afterwards
         return training.result()
+
+
+def _warn_of_slowness(warn: Callable[[str], None]) -> None:
+    if way() == "auto" and (reason := why_not_native()):
+        warn(f"slower than it could be, without the native kernel: {reason}")
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # this system does not tell: then there is nothing to warn of
+        return
+    if threads > 1 and load > cores:
+        # Threads that share a product wait for the one that does not get its turn: ten times as long, and more.
+        warn(f"the machine is busy (load {load:.1f} on {cores} cores): {threads} threads will wait for each other")
 
 
 @dataclass
@@ -324,7 +344,7 @@ class _Training:
     def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
         """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
         logits, after = self.model(x, state)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.reshape(-1).long())
+        loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), y.t().reshape(-1).long())  # as they lie in memory
         scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
         (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), after
@@ -372,6 +392,7 @@ class _Training:
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         facts: dict[str, Any] = {
+            "recurrence": settled(self.device),
             "best_epoch": self.best_epoch,
             "history": [asdict(epoch) for epoch in self.history],
             "place": None,
@@ -402,6 +423,9 @@ class _Training:
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for parameter, values in self.optimizer.state.items():
+            # In memory as the parameter: another order of the same numbers may be rounded otherwise.
+            values |= {k: torch.empty_like(parameter).copy_(v) for k, v in values.items() if v.shape == parameter.shape}
         self.generator.set_state(groups["random"]["data"])
         torch.set_rng_state(groups["random"]["cpu"])
         if "cuda" in groups["random"] and self.device.type == "cuda":

@@ -158,11 +158,16 @@ def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:
     left = length
     for batch, dictionary in token_batches(path):
         indices = batch if left is None else batch[:left]
-        for token, n in zip(dictionary, np.bincount(indices, minlength=len(dictionary)), strict=True):
-            if n:
-                counts[token] = counts.get(token, 0) + int(n)
+        add_counts(counts, indices, dictionary)
         if left is not None:
             left -= len(indices)
             if left == 0:
                 break
     return counts
+
+
+def add_counts(counts: dict[str, int], indices: np.ndarray, dictionary: Sequence[str]) -> None:
+    """Add how often each token of a dictionary occurs among the indices, new tokens in the dictionary's order."""
+    for token, n in zip(dictionary, np.bincount(indices, minlength=len(dictionary)), strict=True):
+        if n:
+            counts[token] = counts.get(token, 0) + int(n)

@@ -152,10 +152,13 @@ def identity(value: Any) -> Any:
 
 @functools.cache
 def source_digest(module: str) -> str:
-    """Return the digest of a core module and of every core module it imports, directly or not."""
+    """Return the digest of a core module and of every core module it imports, directly or not, native kernels too."""
     digest = hashlib.sha256()
     for name in sorted(_with_imports(module)):
         digest.update(name.encode() + b"\0" + _source(name).read_bytes())
+        kernel = _source(name).with_suffix(".cpp")
+        if kernel.exists():
+            digest.update(kernel.name.encode() + b"\0" + kernel.read_bytes())
     return digest.hexdigest()
 
 

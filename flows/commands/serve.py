@@ -45,6 +45,9 @@ def serve(
     workspace.prepare_environment()
     from flows.service.limits import Limits
     from flows.service.server import Server, address_of, is_loopback, listen
+    from rnnlm_core.recurrence import settled
+
+    settled()  # builds the kernel if there is none yet: no request shall wait for that
 
     references = model or []
     if twice := {name for name in references if references.count(name) > 1}:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rnnlm_core import normalize
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.normalize import NORMALIZERS, normalizer, read_blocks
 from rnnlm_core.tokenize import Part
@@ -310,3 +311,17 @@ def test_seams_of_spaces_give_one_space() -> None:
 def test_an_unknown_normalizer_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown normalizer: letter: did you mean letters\?"):
         normalizer("letter")
+
+
+PIECES = st.text(st.sampled_from("aZ é\n\r\t.—中😀\udc80\0"), max_size=40)
+
+
+@given(PIECES)
+def test_letters_found_in_arrays_are_those_of_the_regular_expression(text: str) -> None:
+    expected = re.sub("[^A-Za-z]+", " ", text).lower()
+    by_line = "\n".join(re.sub("[^A-Za-z]+", " ", line).strip().lower() for line in text.split("\n"))
+    with pytest.MonkeyPatch.context() as patch:
+        for few in (0, 1000):
+            patch.setattr(normalize, "FEW", few)
+            assert normalize._letters(text) == expected
+            assert normalize._lines_of_letters(text) == by_line

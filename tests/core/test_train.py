@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnlm_core import recurrence
 from rnnlm_core import train as train_module
 from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
@@ -271,15 +272,19 @@ def test_a_constant_rate_stays() -> None:
     assert [epoch.learning_rate for epoch in fit_noise().history] == [CONFIG.learning_rate] * 3
 
 
+def vector(model: nn.Module) -> Tensor:
+    """Return all weights in a row, whatever their order in memory."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
 def first_update(clip_norm: float) -> float:
     """Return the length of one update of plain SGD at learning rate 1."""
     config = replace(CONFIG, epochs=1, optimizer="sgd", learning_rate=1.0, clip_norm=clip_norm)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        start = nn.utils.parameters_to_vector(LanguageModel("gru", V, MODEL).parameters())
+        start = vector(LanguageModel("gru", V, MODEL))
     fitted = fit("gru", V, TRAIN[: config.fewest_tokens], None, MODEL, config)
-    end = nn.utils.parameters_to_vector(fitted.model.parameters())
-    return float((end - start).detach().norm())
+    return float((vector(fitted.model) - start).norm())
 
 
 def test_clip_norm_limits_the_update() -> None:
@@ -357,8 +362,7 @@ def test_training_is_what_the_options_say_by_hand(changes: dict[str, Any]) -> No
     without = fit("gru", V, TRAIN, None, MODEL, plain)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(fitted.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-    vector = nn.utils.parameters_to_vector
-    assert (vector(fitted.model.parameters()) - vector(without.model.parameters())).abs().max() > 1e-3
+    assert (vector(fitted.model) - vector(without.model)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -378,7 +382,7 @@ def test_accumulated_minibatches_are_one_of_their_size(accumulate: int, optimize
 def test_decay_apart_from_the_gradient_is_another_than_within_it() -> None:
     def weights(optimizer: str, decay: float) -> Tensor:
         config = replace(CONFIG, optimizer=optimizer, weight_decay=decay)
-        return nn.utils.parameters_to_vector(fit("gru", V, TRAIN, None, MODEL, config).model.parameters()).detach()
+        return vector(fit("gru", V, TRAIN, None, MODEL, config).model)
 
     torch.testing.assert_close(weights("adamw", 0.0), weights("adam", 0.0))
     within, apart = weights("adam", 0.5), weights("adamw", 0.5)
@@ -693,3 +697,46 @@ def test_a_corpus_without_validation_split_keeps_the_last_epoch(build: Any, stor
 def test_a_corpus_that_is_gone_is_told(characters: Any, store: Store, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"artifact corpus:.* is missing"):
         train_text(characters, Store(tmp_path / "empty"))
+
+
+# Slowness is told
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "told"),
+    [
+        (9.0, 2, ["the machine is busy (load 9.0 on 2 cores): 2 threads will wait for each other"]),
+        (9.0, 1, []),
+        (1.0, 2, []),
+    ],
+)
+def test_threads_on_a_busy_machine_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, load: float, threads: int, told: list[str]
+) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "torch")
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    warnings: list[str] = []
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), warn=warnings.append)
+    assert warnings == told
+
+
+def test_a_training_without_the_native_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "auto")
+    for module in (recurrence, train_module):
+        monkeypatch.setattr(module, "why_not_native", lambda: "no C++ compiler here")
+    warnings: list[str] = []
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), warn=warnings.append)
+    assert warnings == ["slower than it could be, without the native kernel: no C++ compiler here"]
+
+
+def test_a_training_that_goes_on_in_another_arithmetic_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", "torch")
+    checkpoints = Checkpoints(store, "key")
+    fit("rnn", V, TRAIN, None, MODEL, replace(CONFIG, epochs=1), checkpoints=checkpoints)
+    monkeypatch.setenv("RNNLM_RECURRENCE", "autograd")
+    warnings: list[str] = []
+    fitted = fit("rnn", V, TRAIN, None, MODEL, CONFIG, checkpoints=checkpoints, warn=warnings.append)
+    assert warnings == ["the training goes on in another arithmetic (torch, now autograd): its last digits will differ"]
+    assert len(fitted.history) == CONFIG.epochs

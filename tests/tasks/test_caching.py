@@ -184,6 +184,14 @@ def test_a_source_edit_changes_the_digest_of_what_imports_it(sources: Path) -> N
     assert digest_now(CORE) not in (before, after)
 
 
+def test_an_edit_of_the_native_kernel_changes_the_digest_of_what_computes_with_it(sources: Path) -> None:
+    training, tokenizing = digest_now(CORE), digest_now("rnnlm_core.tokenize")
+    kernel = sources / "recurrence.cpp"
+    kernel.write_text(kernel.read_text() + "// edited\n")
+    assert digest_now(CORE) != training
+    assert digest_now("rnnlm_core.tokenize") == tokenizing
+
+
 def test_a_source_edit_changes_the_digest_of_an_import_inside_a_function(sources: Path) -> None:
     (sources / "late.py").write_text("def f():\n    from rnnlm_core.palette import RED\n    return RED\n")
     (sources / "palette.py").write_text("RED = 1\n")
