@@ -89,9 +89,12 @@ class LanguageModel(nn.Module):
                 nn.init.zeros_(parameter)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return every trained tensor once, by name: tied weights stand under the embedding's name alone."""
+        """Return every trained tensor once, by name, row after row as files have them; they are to be read only.
+
+        Tied weights stand under the embedding's name alone.
+        """
         return {
-            name: tensor
+            name: tensor.contiguous()
             for name, tensor in self.state_dict().items()
             if name != "output.weight" or not self.config.tie_weights
         }
