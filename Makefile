@@ -70,7 +70,7 @@ $(BENCH): $(STAMP)
 	done
 	@touch $@
 
-bench: $(BENCH)  ## beside the book's packages and plain PyTorch, into docs/performance.md; 20 minutes of a quiet machine
+bench: $(BENCH)  ## beside the book's packages and plain PyTorch, into docs/performance.md; half an hour of a quiet machine
 	$(BIN)/python -m benchmarks --json artifacts/bench.json
 	$(BIN)/python -m benchmarks render artifacts/bench.json
 
