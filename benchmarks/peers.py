@@ -60,4 +60,4 @@ def _stand_in(name: str, parts: tuple[str, ...]) -> None:
         inner = sys.modules[f"{name}.{part}"] = types.ModuleType(f"{name}.{part}")
         setattr(module, part, inner)
     if name == "scipy":  # imported from there by name
-        sys.modules["scipy.spatial"].distance_matrix = None  # type: ignore[attr-defined]
+        vars(sys.modules["scipy.spatial"])["distance_matrix"] = None

@@ -79,14 +79,18 @@ class LanguageModel(nn.Module):
         init = config.init
         if init == "auto":
             init = "book" if config.implementation == "scratch" else "torch"
-        for name, parameter in self.named_parameters():
+        if init == "torch":
+            return
+        for parameter in self.parameters():
+            # Drawn row after row: a seed means the same weights however they lie in memory.
+            drawn = torch.empty_like(parameter, memory_format=torch.contiguous_format)
             if init == "uniform":
-                nn.init.uniform_(parameter, -config.init_range, config.init_range)
-            elif init == "book" and parameter.dim() > 1:
-                nn.init.normal_(parameter, 0.0, 0.01)
-            elif init == "book":
-                assert parameter.dim() == 1, name
-                nn.init.zeros_(parameter)
+                nn.init.uniform_(drawn, -config.init_range, config.init_range)
+            elif parameter.dim() > 1:
+                nn.init.normal_(drawn, 0.0, 0.01)
+            else:
+                nn.init.zeros_(drawn)
+            parameter.data.copy_(drawn)
 
     def weights(self) -> dict[str, Tensor]:
         """Return every trained tensor once, by name, row after row as files have them; they are to be read only.

@@ -1,5 +1,6 @@
 """rnnlm itself, through the functions that its stages call."""
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ def training(
     num_steps: int,
     updates: int,
     device: str,
-    implementation: str = "concise",
 ) -> None:
     """Train on noise, as the stage `train` does; a block is one epoch of `updates` minibatches."""
     import torch
@@ -40,7 +40,7 @@ def training(
         learning_rate=1.0,
         device=device,
     )
-    model = ModelConfig(hidden_size=hidden, implementation=implementation)  # type: ignore[arg-type]
+    model = ModelConfig(hidden_size=hidden)
 
     def progress(epoch: "Epoch") -> None:
         turns.end(updates * batch_size * num_steps, loss=epoch.train_loss)
@@ -155,11 +155,15 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _import_arrow() -> None:
+    """Import what the core imports when it needs it: the book's package imports all it has at once."""
+    for name in ("pyarrow.compute", "pyarrow.parquet"):
+        importlib.import_module(name)
+
+
 def text(turns: Turns, path: str, level: str, folder: str) -> None:
     """Make a corpus of a text, tokens and vocabulary on the way; every block begins with an empty store."""
-    import pyarrow.compute
-    import pyarrow.parquet  # noqa: F401 - the core imports it when it needs it, the book's package at once
-
+    _import_arrow()
     from benchmarks.texts import put
     from rnnlm_core.corpus import build_corpus
     from rnnlm_core.store import Store
@@ -181,8 +185,8 @@ def text(turns: Turns, path: str, level: str, folder: str) -> None:
 
 def text_in_memory(turns: Turns, path: str, level: str) -> None:
     """Clean, cut, count and number a text without writing anything, as the book does: an array of ids."""
+    _import_arrow()
     import numpy as np
-    import pyarrow.compute  # noqa: F401 - as above
 
     from rnnlm_core.corpus import id_type
     from rnnlm_core.levels import tokenizer

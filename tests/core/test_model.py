@@ -1,7 +1,8 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -390,3 +391,24 @@ def test_loading_to_a_missing_device_is_no_damage(tmp_path: Path, monkeypatch: p
     gpus(monkeypatch, 0)
     with pytest.raises(ResourceError, match="no such device here"):
         load_model(tmp_path, "cuda")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("init", ["uniform", "book"])
+@pytest.mark.parametrize("embedding_size", [0, 6])
+def test_first_weights_of_a_seed_do_not_depend_on_how_they_lie_in_memory(
+    cell: str, init: Literal["uniform", "book"], embedding_size: int
+) -> None:
+    config = ModelConfig(hidden_size=32, num_layers=2, embedding_size=embedding_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        plain = LanguageModel(cell, V, config)
+        for parameter in plain.parameters():
+            rows = torch.empty(parameter.shape)
+            if init == "uniform":
+                parameter.data = rows.uniform_(-0.1, 0.1)
+            else:
+                parameter.data = rows.normal_(0.0, 0.01) if rows.dim() > 1 else rows.zero_()
+        torch.manual_seed(5)
+        drawn = LanguageModel(cell, V, replace(config, init=init))
+    assert all(torch.equal(one, drawn.weights()[name]) for name, one in plain.weights().items())
