@@ -16,3 +16,7 @@ TIME_TO_PERPLEXITY = {"gru": 8.0, "lstm": 8.0, "rnn": 3.0}
 TEXT = {"char": 30.0, "word": 3.0}
 MEMORY_AT_MOST = 1.15
 GENERATE = {64: 20.0}
+# The pipeline's own cost: of bare Prefect's time with ten cached tasks, and in seconds.
+CACHED_RUN_AT_MOST = 1.3
+CACHED_RUN_SECONDS = 6.0
+HELP_SECONDS = 0.5

@@ -123,6 +123,12 @@ class LanguageModel(nn.Module):
         Returns:
             logits of shape (batch, steps, vocabulary), in memory step after step, and one state per layer.
         """
+        outputs, after = self.hidden_states(ids, state)
+        logits: Tensor = self.output(outputs)
+        return logits.transpose(0, 1), after
+
+    def hidden_states(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """Return what the output layer sees, (steps, batch, hidden), and the state; the arguments as in `forward`."""
         steps = ids.t().int()
         outputs = steps if self.embedding is None else self.dropout(self.embedding(steps))
         after = []
@@ -131,8 +137,7 @@ class LanguageModel(nn.Module):
                 outputs = self.dropout(outputs)
             outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
-        logits: Tensor = self.output(self.dropout(outputs))
-        return logits.transpose(0, 1), after
+        return self.dropout(outputs), after
 
     def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
         """Run a layer on (steps, batch, width), or on (steps, batch) ids that stand for one-hot rows."""

@@ -1,7 +1,7 @@
-"""The native kernel of the recurrent loop (`recurrence.cpp`): built once per machine with its C++ compiler.
+"""The native kernels (`recurrence.cpp`, `output_loss.cpp`): built once per machine with its C++ compiler.
 
 The library is kept in the user's cache folder under a name made of source, compiler and processor, so that another of
-any of them builds its own. Nothing here is needed: `recurrence.py` computes the same in PyTorch, slower.
+any of them builds its own. Nothing here is needed: PyTorch computes the same, slower.
 """
 
 import ctypes
@@ -15,9 +15,13 @@ import stat
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-SOURCE = Path(__file__).with_name("recurrence.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = ("recurrence.cpp", "output_loss.cpp")
+HEADER = "vectors.h"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
 # No result depends on `errno`, on a floating-point exception or on the sign of a zero: vectors may be used.
 MATHEMATICS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast")
@@ -58,11 +62,17 @@ def _loaded() -> ctypes.CDLL:
 
 def _opened(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "table", "loss"):
         for kind in ("float", "double"):
             call = getattr(library, f"rnnlm_{name}_{kind}")
             call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p]
     return library
+
+
+def function(name: str, single: bool) -> Callable[[Any], int]:
+    """Return a function of the kernel, of single or double precision; it takes the address of its arguments."""
+    found: Callable[[Any], int] = getattr(load(), f"rnnlm_{name}_{'float' if single else 'double'}")
+    return found
 
 
 def find_compiler() -> list[str] | None:
@@ -88,7 +98,8 @@ def _fingerprint(compiler: list[str]) -> str:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=BUILD_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         raise NotBuiltError(f"{compiler[0]} does not work ({error})") from error
-    parts = [SOURCE.read_bytes(), " ".join([*compiler, *_flags()]).encode(), version.stdout, _processor().encode()]
+    sources = b"\0".join((FOLDER / name).read_bytes() for name in (*SOURCES, HEADER))
+    parts = [sources, " ".join([*compiler, *_flags()]).encode(), version.stdout, _processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -129,7 +140,7 @@ def _build(compiler: list[str], path: Path) -> None:
     # Into a name of its own, then in one step to the one that others look for.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         draft = Path(folder) / path.name
-        command = [*compiler, *_flags(), "-o", str(draft), str(SOURCE)]
+        command = [*compiler, *_flags(), "-o", str(draft), *(str(FOLDER / name) for name in SOURCES)]
         try:
             subprocess.run(command, capture_output=True, check=True, timeout=BUILD_SECONDS)
         except subprocess.CalledProcessError as error:

@@ -5,89 +5,11 @@
 // Two things are worth the native code. The recurrent weights are laid out once per call for the products of all
 // steps, where a library lays them out again in each; and what stands between the products is one pass over memory.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
+#include "vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, MOST_ROWS = 12;  // 24 sums, 2 weights, of 32 registers
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, MOST_ROWS = 6;  // 12 sums, 2 weights, of 16 registers
-#elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, MOST_ROWS = 12;
-#else
-constexpr int VECTOR_BYTES = 16, MOST_ROWS = 6;
-#endif
 constexpr int DEPTH = 128;  // rows of a panel that are used together: they stay in the first cache
-
-template <typename T>
-struct Vector {
-    typedef T type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
-    static constexpr int size = VECTOR_BYTES / sizeof(T);
-};
-
-// Memory that begins where a vector does: one that lies across two lines of the cache costs two accesses.
-struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
-template <typename T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-template <typename T>
-Buffer<T> room_for(int64_t number) {
-    return Buffer<T>(static_cast<T*>(::operator new(number * sizeof(T), std::align_val_t(64))));
-}
-
-// --- exp, sigmoid, tanh -------------------------------------------------------------------------------------------
-// In single precision as polynomials that a compiler turns into vector instructions (after Cephes: Moshier, 1992),
-// within 3e-7 of the exact value; in double precision those of the C library.
-
-inline float bits_as_float(int32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-inline float exp_of(float x) {
-    x = x > 88.f ? 88.f : x;  // what overflows, or is nothing, is of no interest between gates
-    x = x < -87.f ? -87.f : x;
-    constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
-    const float shifted = x * 1.44269504088896341f + magic;
-    const float n = shifted - magic;
-    float r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    return p * bits_as_float((static_cast<int32_t>(n) + 127) << 23);
-}
-inline double exp_of(double x) { return std::exp(x); }
-
-template <typename T>
-inline T sigmoid(T x) {
-    return T(1) / (T(1) + exp_of(-x));
-}
-
-inline float tanh_of(float x) {
-    const float far = 1.f - 2.f / (exp_of(2.f * x) + 1.f);
-    const float z = x * x;  // near 0 the difference above would lose its digits
-    float p = -5.70498872745e-3f;
-    p = p * z + 2.06390887954e-2f;
-    p = p * z - 5.37397155531e-2f;
-    p = p * z + 1.33314422036e-1f;
-    p = p * z - 3.33332819422e-1f;
-    const float near = p * z * x + x;
-    return z < 0.390625f ? near : far;
-}
-inline double tanh_of(double x) { return std::tanh(x); }
 
 // --- products -----------------------------------------------------------------------------------------------------
 
@@ -455,14 +377,23 @@ void backward(const Backward<T>& f) {
     }
 }
 
-template <typename F, typename A>
-int answer(F compute, const A& arguments) {
-    try {
-        compute(arguments);
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
+// The same for threads, which must not add to the same numbers: columns from..upto of all rows, in the order above.
+template <typename T>
+struct Table {
+    int64_t steps, batch, width, from, upto;
+    const int32_t* ids;
+    const T* gates;
+    T* table;
+};
+
+template <typename T>
+void add_rows_looked_up(const Table<T>& f) {
+    for (int64_t t = f.steps - 1; t >= 0; --t)
+        for (int64_t i = t * f.batch; i < (t + 1) * f.batch; ++i) {
+            const T* __restrict from = f.gates + i * f.width;
+            T* __restrict to = f.table + f.ids[i] * f.width;
+            for (int64_t j = f.from; j < f.upto; ++j) to[j] += from[j];
+        }
 }
 
 }  // namespace
@@ -472,4 +403,6 @@ int rnnlm_forward_float(const Forward<float>* f) { return answer(forward<float>,
 int rnnlm_forward_double(const Forward<double>* f) { return answer(forward<double>, *f); }
 int rnnlm_backward_float(const Backward<float>* f) { return answer(backward<float>, *f); }
 int rnnlm_backward_double(const Backward<double>* f) { return answer(backward<double>, *f); }
+int rnnlm_table_float(const Table<float>* f) { return answer(add_rows_looked_up<float>, *f); }
+int rnnlm_table_double(const Table<double>* f) { return answer(add_rows_looked_up<double>, *f); }
 }

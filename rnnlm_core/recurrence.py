@@ -17,14 +17,13 @@ The last digits of the three differ. The cache does not know which one made a mo
 import ctypes
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnlm_core import native
+from rnnlm_core import cores, native
 from rnnlm_core.cells import STEPS, State, gru_step_reset_before
 from rnnlm_core.errors import ResourceError, UsageError
 
@@ -34,7 +33,7 @@ KINDS: tuple[Kind, ...] = ("rnn", "gru", "gru-before", "lstm")
 WAYS = ("auto", "native", "torch", "autograd")
 FEWEST_ROWS = 64
 """Steps times rows from which laying out the weights for the native kernel pays."""
-FEWEST_ROWS_OF_A_THREAD = 8
+FEWEST_ROWS_OF_A_CORE = 8
 
 
 def way() -> str:
@@ -250,10 +249,11 @@ def _weights_gradient(kind: Kind, W: Tensor, values: _Values, found: _Gradients)
     hidden = W.shape[0]
     before, shares = values.states[:-1].flatten(0, 1), found.shares.flatten(0, 1)
     if kind != "gru-before":
-        return before.t() @ shares if W.stride(1) == 1 else (shares.t() @ before).t()
+        return cores.product(before.t(), shares) if W.stride(1) == 1 else cores.product(shares.t(), before).t()
     assert values.more is not None
     reset = values.more.flatten(0, 1)
-    return torch.cat([before.t() @ shares[:, : 2 * hidden], reset.t() @ shares[:, 2 * hidden :]], dim=1)
+    gates, candidate = shares[:, : 2 * hidden], shares[:, 2 * hidden :]
+    return torch.cat([cores.product(before.t(), gates), cores.product(reset.t(), candidate)], dim=1)
 
 
 # --- in PyTorch ---------------------------------------------------------------------------------------------------
@@ -373,19 +373,18 @@ def _native_forward(
 ) -> None:
     outputs = (b, *_before(v), v.states[1:], v.gates, _after(v), v.tanhs)
     arguments = (inputs, ids, input_bias, W, *W.stride(), *outputs)
-    _call("forward", _ForwardArguments, kind, v, arguments, _num_threads(v))
+    _call("forward", _ForwardArguments, kind, v, arguments, _num_parts(v))
 
 
 def _native_backward(kind: Kind, above: Tensor, W: Tensor, ids: Tensor | None, v: _Values, found: _Gradients) -> None:
     own = found.shares if found.shares is not found.gates else None
-    parts = _num_threads(v)
+    parts = _num_parts(v)
     table = found.table if parts == 1 else None  # threads must not add to the same row
     kept = (*_before(v), v.states[1:], v.gates, _after(v), v.tanhs)
     gradients = (above, found.H, found.C, found.gates, own, ids, table)
     _call("backward", _BackwardArguments, kind, v, (W, *W.stride(), *kept, *gradients), parts)
     if ids is not None and found.table is not None and table is None:
-        # In the order of one thread, the last step first: so that the bits are the same.
-        found.table.index_add_(0, ids.flip(0).flatten(), found.gates.flip(0).flatten(0, 1))
+        _add_rows_looked_up(ids, found.gates, found.table)
 
 
 def _before(v: _Values) -> tuple[Tensor, Tensor | None]:
@@ -399,29 +398,38 @@ def _after(v: _Values) -> Tensor | None:
 def _call(
     name: str, layout: Any, kind: Kind, v: _Values, arguments: tuple[Tensor | int | None, ...], parts: int
 ) -> None:
-    """Compute the rows of a minibatch in as many threads as parts: rows know nothing of each other."""
-    call = getattr(native.load(), f"rnnlm_{name}_{'float' if v.gates.dtype == torch.float32 else 'double'}")
+    """Compute the rows of a minibatch in parts, side by side: rows know nothing of each other."""
+    call = native.function(name, v.gates.dtype == torch.float32)
     steps, batch, hidden = len(v.gates), *v.states[0].shape
     plain = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
 
     def compute(part: int) -> int:
         rows = part * batch // parts, (part + 1) * batch // parts
-        return cast(int, call(ctypes.byref(layout(KINDS.index(kind), steps, batch, hidden, *rows, *plain))))
+        return call(ctypes.byref(layout(KINDS.index(kind), steps, batch, hidden, *rows, *plain)))
 
-    codes = [compute(0)] if parts == 1 else list(_threads(parts).map(compute, range(parts)))
-    if any(codes):
+    if any(cores.each(compute, parts)):
         raise MemoryError(f"not enough memory for the weights of {hidden} units")
 
 
-def _num_threads(v: _Values) -> int:
-    return max(1, min(torch.get_num_threads(), v.states.shape[1] // FEWEST_ROWS_OF_A_THREAD))
+def _num_parts(v: _Values) -> int:
+    return max(1, min(cores.number(), v.states.shape[1] // FEWEST_ROWS_OF_A_CORE))
 
 
-@functools.cache
-def _threads(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="rnnlm-rows")
+class _TableArguments(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("steps", "batch", "width", "begin", "upto")],
+        *[(name, ctypes.c_void_p) for name in ("ids", "gates", "table")],
+    ]
 
 
-if hasattr(os, "register_at_fork"):
-    # A child has the pool, not its threads: it would wait for them.
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+def _add_rows_looked_up(ids: Tensor, gates: Tensor, table: Tensor) -> None:
+    """Add the gradients of all rows to the table, each core some columns: in the order of one, so to the same bits."""
+    call = native.function("table", gates.dtype == torch.float32)
+    (steps, batch), width, parts = ids.shape, table.shape[1], cores.number()
+
+    def compute(part: int) -> int:
+        columns = part * width // parts, (part + 1) * width // parts
+        sizes = (steps, batch, width, *columns)
+        return call(ctypes.byref(_TableArguments(*sizes, ids.data_ptr(), gates.data_ptr(), table.data_ptr())))
+
+    cores.each(compute, parts)

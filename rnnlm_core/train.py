@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
@@ -24,6 +23,7 @@ from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
+from rnnlm_core.output_loss import output_loss
 from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.store import Handle, Store
@@ -343,11 +343,12 @@ class _Training:
 
     def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
         """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
-        logits, after = self.model(x, state)
-        loss = F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), y.t().reshape(-1).long())  # as they lie in memory
+        hidden, after = self.model.hidden_states(x, state)
         scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
-        (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), after
+        output = self.model.output
+        loss = output_loss(hidden.flatten(0, 1), output.weight, output.bias, y.t().reshape(-1), scale)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach() / scale, after
 
     def _update(self, update: int, updates: int) -> Tensor:
         """Do update number `update` of `updates` in this epoch; return the gradient norm before clipping."""

@@ -1,8 +1,8 @@
 """Training in a child process: a crash, a time-out or a cancel of one cell leaves the others alone.
 
-The child is `python -m rnnlm_core.train_process`: it reads one job (JSON) from standard input, writes one JSON object
-per line to standard output, and stops at the next minibatch when standard input ends. So it also ends when its
-parent is killed.
+The child is `python -m rnnlm_core.train_process`: it reads one job (JSON) from standard input, then now and again the
+number of cores that it may use, a line each; it writes one JSON object per line to standard output, and stops at the
+next minibatch when standard input ends. So it also ends when its parent is killed.
 """
 
 import contextlib
@@ -56,12 +56,13 @@ def train_in_child(
     should_stop: Callable[[], bool],
     warn: Callable[[str], None],
     usage: Callable[[dict[str, float]], None] = lambda _: None,
+    num_cores: Callable[[], int] = lambda: 1,
 ) -> dict[str, Any]:
     """Run a job in a child process and return its result as plain data (see `train.Trained`).
 
     `progress` receives each `train.Epoch` as plain data, `usage` before that what the child has used
-    (`process_usage.Meter`). Raises what the child raised; a child that died raises
-    `ResourceError` with the signal.
+    (`process_usage.Meter`). `num_cores` says how many cores the child may use from now on: that changes no digit of a
+    job with one thread. Raises what the child raised; a child that died raises `ResourceError` with the signal.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -73,7 +74,7 @@ def train_in_child(
             env=_environment(job),
         )
         try:
-            return _listen(child, job, progress, should_stop, warn, usage, errors)
+            return _listen(child, job, progress, should_stop, warn, usage, num_cores, errors)
         finally:
             _end(child)
 
@@ -92,6 +93,7 @@ def _listen(
     should_stop: Callable[[], bool],
     warn: Callable[[str], None],
     usage: Callable[[dict[str, float]], None],
+    num_cores: Callable[[], int],
     errors: IO[bytes],
 ) -> dict[str, Any]:
     assert child.stdin is not None
@@ -99,12 +101,14 @@ def _listen(
     lines: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
     reader.start()
-    with contextlib.suppress(BrokenPipeError):  # a child that is gone already: the end of its output tells why
-        child.stdin.write(json.dumps(asdict(job)) + "\n")
-        child.stdin.flush()
+    _tell(child, json.dumps(asdict(job)))
+    told = 0
     while True:
         if should_stop():
             _hang_up(child)
+        elif (cores := num_cores()) != told:
+            _tell(child, str(cores))
+            told = cores
         try:
             line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
@@ -149,6 +153,14 @@ def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmE
             "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again",
         )
     return RuntimeError(f"training of {job.cell} ended with exit code {code}\n{tail}")
+
+
+def _tell(child: "subprocess.Popen[str]", line: str) -> None:
+    """Write a line to the child, unless it is gone: then the end of its output tells why."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
 
 
 def _hang_up(child: "subprocess.Popen[str]") -> None:
@@ -206,7 +218,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _watch_parent(stopped: threading.Event) -> None:
-    sys.stdin.read()
+    from rnnlm_core import cores
+
+    for line in sys.stdin:
+        cores.use(int(line))
     stopped.set()
 
 

@@ -25,6 +25,7 @@ from prefect.transactions import IsolationLevel
 from pydantic import TypeAdapter
 
 from rnnlm_core.errors import ResourceError
+from rnnlm_core.native import HEADER, SOURCES
 from rnnlm_core.store import Handle, check_space
 from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
@@ -156,9 +157,9 @@ def source_digest(module: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(_with_imports(module)):
         digest.update(name.encode() + b"\0" + _source(name).read_bytes())
-        kernel = _source(name).with_suffix(".cpp")
-        if kernel.exists():
-            digest.update(kernel.name.encode() + b"\0" + kernel.read_bytes())
+        if name == "rnnlm_core.native":
+            for kernel in (*SOURCES, HEADER):
+                digest.update(kernel.encode() + b"\0" + _source(name).with_name(kernel).read_bytes())
     return digest.hexdigest()
 
 

@@ -94,6 +94,7 @@ def train(
                 lambda: bool(enough) or stop_requested.is_set(),
                 lambda text: progress.warn("train", text, flow.label(cell)),
                 used.update,
+                _cores_of_each,
             )
         except Stopped:
             if not enough or stop_requested.is_set():
@@ -192,6 +193,8 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
 
 
 _cpu_slots = threading.BoundedSemaphore(workspace.cpu_slots())
+_on_cpu: set[object] = set()
+"""The trainings that are under way on the processor."""
 _gpu_busy: set[str] = set()
 _gpu_free = threading.Condition()
 
@@ -212,7 +215,12 @@ def _place(wanted: str) -> Iterator[tuple[str, int]]:
     if device.type == "cpu":
         # One thread each: at these sizes two trainings side by side gain more than two threads in one.
         with _cpu_slots:
-            yield "cpu", 1
+            mark = object()
+            _on_cpu.add(mark)
+            try:
+                yield "cpu", 1
+            finally:
+                _on_cpu.discard(mark)
         return
     names = _gpus(wanted)
     with _gpu_free:
@@ -224,6 +232,11 @@ def _place(wanted: str) -> Iterator[tuple[str, int]]:
         with _gpu_free:
             _gpu_busy.discard(free[0])
             _gpu_free.notify_all()
+
+
+def _cores_of_each() -> int:
+    """Return how many cores each training may use now: what the others leave."""
+    return max(1, workspace.cpu_slots() // max(1, len(_on_cpu)))
 
 
 def _gpus(wanted: str) -> list[str]:

@@ -16,7 +16,7 @@ def cells(setting: Setting) -> Iterator[Row]:
     """Ours in processes side by side, started anew each time; the book's in one that is warm."""
     from rnnlm_core.presets import d2l_time_machine
 
-    epochs, rounds = (2, 1) if setting.quick else (60, 2)
+    epochs, rounds = (2, 1) if setting.quick else (60, 1)
     config, made = d2l_time_machine(), book_corpus(setting.folder / "cells")
     train = replace(config.train, epochs=epochs, device=setting.device)
     settings = {

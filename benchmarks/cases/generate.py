@@ -32,7 +32,8 @@ def generate(setting: Setting) -> Iterator[Row]:
                     "device": setting.device,
                 }
                 workers = {"ours": Worker("ours.generate", settings), PEER: Worker("book.generate", settings)}
-                series = pool.compare(workers, rounds=2 if setting.quick else 9 if count == 1 else 3)
+                rounds = 2 if setting.quick else 7 if count == 1 else 1
+                series = pool.compare(workers, rounds)
                 ours, peer = series["ours"], series[PEER]
                 if ours.facts != peer.facts:
                     raise IntegrityError("not as many characters", f"{ours.facts}, {peer.facts}", "find out why")

@@ -17,14 +17,13 @@ IN_1_0_3 = {"rnn": ("scratch", "concise"), "gru": ("concise",), "lstm": ()}
 
 def step(setting: Setting) -> Iterator[Row]:
     """Ours beside the book's and a plain loop; first all with one thread, then each as it comes."""
-    size, rounds = (QUICK, 2) if setting.quick else (BOOK, 9)
+    size, rounds = (QUICK, 2) if setting.quick else (BOOK, 7)
     with Pool() as pool:
         for threads, how in ((1, "one thread each"), (0, "threads as each comes")):
             if threads == 0 and not setting.on_cpu:
                 continue  # the processor's threads do not train there
             for cell in CELLS:
-                # As it comes, a training of ours on the processor has one thread (`tasks/train.py`).
-                ours = side("ours.training", cell, size, setting, 1)
+                ours = side("ours.training", cell, size, setting, threads)
                 others: dict[str, tuple[str, Worker]] = {
                     "d2l 0.17.6 concise": (
                         "concise",

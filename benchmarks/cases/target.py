@@ -97,5 +97,5 @@ def _row(cell: str, perplexity: float, ours: Way, peer: Way) -> Row:
         peer=Figure.single(peer.wall, peer.cpu),
         ratio=peer.wall / ours.wall if ours.facts["reached"] else None,
         target=targets.TIME_TO_PERPLEXITY[cell],
-        note=f"ours: Adam, lr {RATES[cell]}, one thread; {told}",
+        note=f"ours: Adam, lr {RATES[cell]}, every core; {told}",
     )

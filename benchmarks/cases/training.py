@@ -7,6 +7,7 @@ from benchmarks.bound import percent_of_bound, training_flops
 from benchmarks.measure import Series, Worker
 from benchmarks.rows import Setting
 from rnnlm_core.train_process import MEMORY
+from tasks.workspace import cpu_slots
 
 FLOOR = "floor"
 
@@ -28,7 +29,7 @@ class Size:
 
 
 def side(name: str, cell: str, size: Size, setting: Setting, threads: int, **more: Any) -> Worker:
-    """Return the worker that trains one cell on noise."""
+    """Return the worker that trains one cell on noise; with 0 threads it takes what the machine has."""
     ours = name.startswith("ours.")
     settings = {
         "cell": cell,
@@ -40,8 +41,10 @@ def side(name: str, cell: str, size: Size, setting: Setting, threads: int, **mor
         "device": setting.device,
         **more,
     }
-    # The settings of the memory are part of ours: the flow starts every training with them.
-    return Worker(name, settings, threads, MEMORY if ours else {})
+    if not ours:
+        return Worker(name, settings, threads)
+    # As the flow starts every training: one thread of PyTorch's, memory that is kept, the cores that nobody uses.
+    return Worker(name, {**settings, "num_cores": threads or cpu_slots()}, 1, MEMORY)
 
 
 def floor(setting: Setting, threads: int) -> Worker:

@@ -23,7 +23,7 @@ def word(setting: Setting) -> Iterator[Row]:
                     PEER: side("book.training", cell, size, setting, 1, kind="concise"),
                     FLOOR: floor(setting, 1),
                 }
-                series = pool.compare(workers, rounds=2 if setting.quick else 5)
+                series = pool.compare(workers, rounds=2 if setting.quick else 4)
                 yield Row(
                     case="word",
                     name=f"{cell}, vocabulary {vocabulary:,}",

@@ -23,10 +23,12 @@ def training(
     num_steps: int,
     updates: int,
     device: str,
+    num_cores: int,
 ) -> None:
     """Train on noise, as the stage `train` does; a block is one epoch of `updates` minibatches."""
     import torch
 
+    from rnnlm_core import cores
     from rnnlm_core.config import ModelConfig, TrainConfig
     from rnnlm_core.train import fit
 
@@ -46,6 +48,7 @@ def training(
         turns.end(updates * batch_size * num_steps, loss=epoch.train_loss)
         turns.begin()
 
+    cores.use(num_cores)
     turns.begin()
     fit(cell, vocabulary, ids, None, model, config, progress=progress)
 
@@ -64,6 +67,7 @@ def to_perplexity(
     """Train until an epoch's training perplexity is at most `target`, or the epochs of the config are over."""
     import torch
 
+    from rnnlm_core import cores
     from rnnlm_core.config import ModelConfig, TrainConfig
     from rnnlm_core.corpus import read_ids
     from rnnlm_core.store import Handle, Store
@@ -84,6 +88,7 @@ def to_perplexity(
             turns.end(1, reached=False, epoch=epoch.number, perplexity=epoch.train_perplexity)
             turns.begin()
 
+    cores.use(_cores())
     turns.begin()
     fit(cell, len(words), ids, None, ModelConfig(**model), config, progress=progress)
 
@@ -97,7 +102,7 @@ def cells(
     train: dict[str, Any],
     order: list[str],
 ) -> None:
-    """Train several cells as the flow does: a process each, as many at once as there are cores or GPUs."""
+    """Train several cells as the flow does: a process each, on shared cores or GPUs."""
     from concurrent.futures import ThreadPoolExecutor
     from dataclasses import asdict
 
@@ -110,6 +115,7 @@ def cells(
     cuda = pick_device(config.device).type == "cuda"
     places = _gpus() if cuda else _cores()
     settings = asdict(ModelConfig(**model))
+    under_way: set[str] = set()
 
     def fit_one(cell: str, key: str) -> dict[str, Any]:
         job = Job(
@@ -122,7 +128,13 @@ def cells(
             key,
             threads=0 if cuda else 1,
         )
-        return train_in_child(job, lambda _: None, lambda: False, lambda _: None)
+        under_way.add(key)
+        try:
+            return train_in_child(
+                job, lambda _: None, lambda: False, lambda _: None, num_cores=lambda: max(1, places // len(under_way))
+            )
+        finally:
+            under_way.discard(key)
 
     number = 0
     while True:

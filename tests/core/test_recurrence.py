@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnnlm_core import native, recurrence
+from rnnlm_core import cores, native, recurrence
 from rnnlm_core.errors import ResourceError, UsageError
 from rnnlm_core.recurrence import KINDS, Kind, recur, settled
 
@@ -28,6 +28,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    cores.use(0)
 
 
 def everything(
@@ -110,15 +111,12 @@ def test_any_size_is_computed_natively(kind: Kind, steps: int, batch: int, hidde
 @no_compiler
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_ids", [False, True])
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, kind: Kind, with_ids: bool) -> None:
-    """All but the products and sums that PyTorch itself divides among threads: the gradients of weights and biases."""
+def test_any_number_of_cores_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, kind: Kind, with_ids: bool) -> None:
     monkeypatch.setenv("RNNLM_RECURRENCE", "native")
     found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(
-            everything(kind, torch.float32, steps=5, batch=32, hidden=64, with_ids=with_ids, biases=(False, False))[:-1]
-        )
+    for number in (1, 2, 3):
+        cores.use(number)
+        found.append(everything(kind, torch.float32, steps=5, batch=32, hidden=256, with_ids=with_ids))
     for other in found[1:]:
         assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
@@ -269,6 +267,6 @@ def test_a_gpu_takes_no_kernel_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_kinds_are_numbered_as_in_the_kernel() -> None:
-    source = native.SOURCE.read_text()
+    source = (native.FOLDER / "recurrence.cpp").read_text()
     assert "enum Cell { RNN = 0, GRU = 1, GRU_BEFORE = 2, LSTM = 3 };" in source
     assert KINDS == ("rnn", "gru", "gru-before", "lstm")

@@ -255,3 +255,28 @@ open({str(tmp_path / "ended")!r}, "w").close()
         train_in_child(SCRIPTED, fail, never, silent)
     assert (tmp_path / "ended").exists()
     assert not [c for c in psutil.Process().children() if c.cmdline()[-1:] == ["rnnlm_core.train_process"]]
+
+
+REPORT_CORES = """
+import sys
+import rnnlm_core.train as t
+from rnnlm_core import cores
+run_epoch = t._Training.run_epoch
+def reported(self, before_update):
+    while cores.number() != 3:
+        before_update()
+    return run_epoch(self, before_update)
+t._Training.run_epoch = reported
+"""
+"""Trains no epoch before it may use three cores."""
+
+
+def test_a_child_learns_how_many_cores_are_its_own_and_gives_the_same_bits(
+    job: Job, store: Store, before_child: Callable[[str], None]
+) -> None:
+    before_child(REPORT_CORES)
+    numbers = iter([1, 1, 2])
+    trained = train_in_child(
+        replace(job, checkpoint_seconds=60.0), silent, never, silent, num_cores=lambda: next(numbers, 3)
+    )
+    assert Handle(**trained["model"]) == Handle(**in_process(job, store)["model"])

@@ -134,7 +134,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Train in this process, without the seconds a child takes to start; return the cells trained, in order."""
     trained: list[str] = []
 
-    def train(job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any) -> dict[str, Any]:
+    def train(job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any, num_cores: Any) -> dict[str, Any]:
         trained.append(job.cell)
         torch.set_num_threads(1)
         result = train_core(

@@ -15,7 +15,7 @@ from rnnlm_core.errors import ResourceError, Stopped
 from rnnlm_core.store import Handle
 from rnnlm_core.train import Trained
 from rnnlm_core.train_process import Job
-from tasks import tracked_runs
+from tasks import tracked_runs, workspace
 from tasks import train as train_stage
 from tasks.progress import News
 from tasks.tracking import FlowRun
@@ -133,6 +133,17 @@ def test_a_training_that_waited_while_a_stop_came_does_not_start(
     assert jobs == []
     assert trainings() == []
     assert len(client().search_runs([experiment_id()])) == 1  # the parent
+
+
+def test_a_training_alone_has_every_core_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "cpu_slots", lambda: 5)
+    found = []
+    with train_stage._place("cpu") as (_, threads):
+        found.append(train_stage._cores_of_each())
+        with train_stage._place("cpu"):
+            found.append(train_stage._cores_of_each())
+        found.append(train_stage._cores_of_each())
+    assert (found, threads) == ([5, 2, 5], 1)
 
 
 def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
