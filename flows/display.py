@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks.progress import News
 from tasks.wording import duration
 

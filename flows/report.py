@@ -20,12 +20,11 @@ from rnnlm_core.config import CELLS
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text, without_password
 from rnnlm_core.errors import ResourceError
-from rnnlm_core.generate import Sample
+from rnnlm_core.outcomes import Epoch, Sample
 from rnnlm_core.pictures import vector
 from rnnlm_core.statistics import PICTURE as ZIPF
 from rnnlm_core.statistics import Statistics
 from rnnlm_core.store import write_atomically
-from rnnlm_core.train import Epoch
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import tracked_runs, tracking, workspace
 from tasks.tracking import FlowRun

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.store import Handle, Store, check_space, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 2
 NO_STATE = (OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -28,7 +29,7 @@ ROOM = 1 << 16
 class Snapshot:
     """Everything a training needs to go on: tensors by name, and plain facts."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "Tensor"]
     facts: dict[str, Any]
 
 

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.outcomes import Evaluated, Trained
 from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.train import Trained
 
 PICTURE = "perplexity.png"
 TABLE = "table.json"

@@ -6,7 +6,6 @@ exp of the mean negative log-likelihood over the whole stream, the state carried
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,24 +14,11 @@ from torch.nn import functional as F
 from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary, read_ids
 from rnnlm_core.errors import DataError
 from rnnlm_core.model import LanguageModel, load_model
+from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.store import Handle, Store
 
 CHUNK = 512
 """Tokens per forward pass; the result does not depend on it."""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What `evaluate` returns. `loss` is in nats per token; bits per character compare across tokenizers."""
-
-    split: str
-    loss: float
-    perplexity: float
-    bits_per_char: float
-    oov_rate: float
-    num_tokens: int
-    eos: str
-    """Whether one `<eos>` per line is among the tokens (`line`) or not (`none`)."""
 
 
 def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluated:
@@ -82,11 +68,3 @@ def stream_loss(model: LanguageModel, ids: Tensor, check: Callable[[], None] = l
             return float(total)
     finally:
         model.train(training)
-
-
-def perplexity(loss: float) -> float:
-    """Return exp(loss), `inf` where that overflows."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

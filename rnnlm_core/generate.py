@@ -6,7 +6,7 @@ as one batch. Characters are joined with nothing, words with a space, bytes as s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rnnlm_core.config import GenerateConfig, prefix_mistake, unicode_mistake
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.model import LanguageModel, SavedModel, load_model
 from rnnlm_core.normalize import normalizer
+from rnnlm_core.outcomes import Sample
 from rnnlm_core.store import Handle, Store
 
 DEFAULT_PREFIX_TOKENS = 8
@@ -26,14 +27,6 @@ WARM_UP_TOKENS = 256
 Warn = Callable[[str], None]
 Check = Callable[[], None]
 """Called before every step of the work; what it raises ends the work."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prefix as the model read it, and the text with its continuation."""
-
-    prefix: str
-    text: str
 
 
 def generate(

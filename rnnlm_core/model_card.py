@@ -8,7 +8,7 @@ from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import one_line
 from rnnlm_core.model import SavedModel
-from rnnlm_core.train import Trained
+from rnnlm_core.outcomes import Trained
 
 LONGEST_CELL = 200
 _CELLS = {"rnn": "an RNN (tanh)", "gru": "a GRU", "lstm": "an LSTM"}

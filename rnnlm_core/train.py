@@ -21,57 +21,15 @@ from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped
-from rnnlm_core.evaluate import perplexity, stream_loss
+from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
+from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.output_loss import output_loss
 from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to. Losses are in nats per token; `valid_loss` is None without validation split."""
-
-    number: int
-    epochs: int
-    train_loss: float
-    valid_loss: float | None
-    learning_rate: float
-    gradient_norm: float
-    tokens_per_second: float
-    seconds: float
-
-    @property
-    def train_perplexity(self) -> float:
-        """exp of the mean training loss of the epoch, measured while training."""
-        return perplexity(self.train_loss)
-
-    @property
-    def valid_perplexity(self) -> float | None:
-        """exp of the mean loss over the whole validation stream, after the epoch."""
-        return None if self.valid_loss is None else perplexity(self.valid_loss)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What `train` returns: the model of the best epoch, and the record of all epochs."""
-
-    cell: str
-    model: Handle
-    best_epoch: int
-    num_parameters: int
-    device: str
-    tokens_per_second: float
-    history: tuple[Epoch, ...]
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
-        return self.history[self.best_epoch - 1]
-
 
 Progress = Callable[[Epoch], None]
 

@@ -24,7 +24,7 @@ from rnnlm_core.errors import ResourceError, RnnlmError, by_name
 from rnnlm_core.store import Handle, Store
 
 if TYPE_CHECKING:
-    from rnnlm_core.train import Epoch
+    from rnnlm_core.outcomes import Epoch
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rnnlm_core.compare import COLOURS, draw_perplexity
-from rnnlm_core.train import Trained
+from rnnlm_core.outcomes import Trained
 
 PICTURE = "training.png"
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from rnnlm_core import evaluate as core
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.corpus import Corpus
-from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.outcomes import Evaluated
 from tasks import tracked_notes, tracking, workspace
 from tasks.caching import stage
 from tasks.train import TrackedTraining
@@ -27,6 +26,8 @@ def evaluate(
     config: EvaluateConfig,
 ) -> TrackedEvaluation:
     """Return perplexity, bits per character and OOV rate of a cell."""
+    from rnnlm_core import evaluate as core
+
     done = core.evaluate(training.trained.model, corpus.handle, config.split, workspace.store())
     tracking.log_metrics(
         training.run_id,

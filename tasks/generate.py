@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from rnnlm_core import generate as core
 from rnnlm_core.config import EvaluateConfig, GenerateConfig
 from rnnlm_core.corpus import Corpus
-from rnnlm_core.generate import Sample
-from rnnlm_core.model import load_model
+from rnnlm_core.outcomes import Sample
 from tasks import progress, tracking, workspace
 from tasks.caching import stage
 from tasks.train import TrackedTraining
@@ -30,6 +28,9 @@ def generate(
     cell: str, training: TrackedTraining, corpus: Corpus, evaluate: EvaluateConfig, config: GenerateConfig
 ) -> Samples:
     """Return one sample per prefix; MLflow is also given the first prefix continued at several temperatures."""
+    from rnnlm_core import generate as core
+    from rnnlm_core.model import load_model
+
     store = workspace.store()
     saved = load_model(store.open(training.trained.model))
     warn = partial(progress.warn, "generate", cell=cell)

@@ -1,8 +1,7 @@
 """Stage `measure champion`: what the champion of a corpus is worth on a text that has changed since."""
 
-from rnnlm_core import evaluate as core
 from rnnlm_core.corpus import build_corpus
-from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.outcomes import Evaluated
 from rnnlm_core.store import Handle
 from rnnlm_core.tokenize import Tokens
 from tasks import workspace
@@ -20,6 +19,8 @@ def measure_champion(
 
     The tokens are encoded with its own vocabulary, so what that lacks is `<unk>`.
     """
+    from rnnlm_core import evaluate as core
+
     store = workspace.store()
     corpus = build_corpus(tokens, vocabulary, shares, FEWEST, store)
     return core.evaluate(model, corpus.handle, "valid", store)

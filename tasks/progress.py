@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rnnlm_core.errors import one_line
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 
 
 @dataclass(frozen=True)

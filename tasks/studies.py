@@ -21,9 +21,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from rnnlm_core.errors import ConfigError, IntegrityError
+from rnnlm_core.outcomes import Epoch
 from rnnlm_core.search import Plan, difference
 from rnnlm_core.search_space import Dimension, Value
-from rnnlm_core.train import Epoch
 from tasks import patience, workspace
 from tasks.database_file import create_whole
 from tasks.locking import KernelLocks

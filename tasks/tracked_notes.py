@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mlflow.entities import RunTag
 
-from rnnlm_core.evaluate import Evaluated
-from rnnlm_core.train import Trained
+from rnnlm_core.outcomes import Evaluated, Trained
 from tasks.tracked_runs import TrackedRun, tracked
 from tasks.tracking import FlowRun
 from tasks.tracking_database import client, experiment_id

@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.entities import Metric
 
 from rnnlm_core.errors import RnnlmError
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks import progress, tracked_notes, tracked_runs, tracking
 from tasks.studies import FAILED, PRUNED, Outcome, Trial
 from tasks.tracking import FlowRun

@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import RnnlmError, Stopped
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks import processes, progress, run_origin, tracked_models, tracked_runs
 from tasks.tracked_runs import TrackedRun
 from tasks.tracking_database import client, experiment_id

@@ -15,8 +15,8 @@ from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import Pruned, Stopped
+from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.train_process import Job, train_in_child
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary

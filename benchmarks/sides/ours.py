@@ -9,7 +9,7 @@ from benchmarks.turns import OverError, Turns
 from rnnlm_core.process_usage import peak_bytes
 
 if TYPE_CHECKING:
-    from rnnlm_core.train import Epoch
+    from rnnlm_core.outcomes import Epoch
 
 MANY_EPOCHS = 1_000_000
 
@@ -150,7 +150,7 @@ def cells(
 
 
 def _last_perplexity(trained: dict[str, Any]) -> float:
-    from rnnlm_core.evaluate import perplexity
+    from rnnlm_core.outcomes import perplexity
 
     return perplexity(trained["history"][-1]["train_loss"])
 

@@ -9,9 +9,8 @@ import pytest
 
 from rnnlm_core.compare import COLOURS, PICTURE, TABLE, Row, compare, plot_perplexity
 from rnnlm_core.config import CELLS
-from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.outcomes import Epoch, Evaluated, Trained
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.train import Epoch, Trained
 
 
 def trained(cell: str, losses: list[tuple[float, float | None]], best_epoch: int) -> Trained:

@@ -14,9 +14,10 @@ from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.corpus import build_corpus, read_ids
 from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, IntegrityError
-from rnnlm_core.evaluate import evaluate, perplexity, stream_loss
+from rnnlm_core.evaluate import evaluate, stream_loss
 from rnnlm_core.levels import tokenizer
 from rnnlm_core.model import LanguageModel, save_model
+from rnnlm_core.outcomes import perplexity
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import tokenize
 from rnnlm_core.vocabulary import Vocabulary, build_vocabulary

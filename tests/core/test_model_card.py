@@ -7,8 +7,8 @@ from rnnlm_core.corpus import Corpus, SplitFacts
 from rnnlm_core.levels import BYTES, tokenizer
 from rnnlm_core.model import LanguageModel, SavedModel
 from rnnlm_core.model_card import TrainedOn, model_card
+from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Epoch, Trained
 from rnnlm_core.vocabulary import Vocabulary
 
 CORPUS = Corpus(Handle("corpus", 64 * "c"), {"train": SplitFacts(9000, 0, 8999), "valid": SplitFacts(1000, 0, 999)})

@@ -29,7 +29,7 @@ LOG = (
     PREPARE
     + """
 from tasks import tracking
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 with tracking.parent_run("smoke", "text", {}, "flow") as flow:
     for number in range(500):
         tracking.log_metrics(flow.parent_run_id, {f"m{number}": float(number)})
@@ -41,7 +41,7 @@ LOG_A_MINUTE = (
     + """
 import sys, time
 from tasks import tracking
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 with tracking.parent_run("smoke", "text", {}, "flow") as flow:
     log = tracking.EpochLog(flow.parent_run_id)
     for number in range(1, 101):
@@ -58,7 +58,7 @@ FILL = (
     PREPARE
     + """
 from tasks import tracking
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 with tracking.parent_run("smoke", "text", {}, "flow") as flow:
     log = tracking.EpochLog(flow.parent_run_id)
     for number in range(1, 100_001):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from flows.display import Display
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks.progress import News
 
 

@@ -19,10 +19,9 @@ from rnnlm_core.compare import Row
 from rnnlm_core.corpus import Corpus, SplitFacts
 from rnnlm_core.download import Source
 from rnnlm_core.errors import ResourceError
-from rnnlm_core.generate import Sample
+from rnnlm_core.outcomes import Epoch, Sample
 from rnnlm_core.statistics import Grams, Statistics
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Epoch
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import train as train_stage
 from tasks import workspace

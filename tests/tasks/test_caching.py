@@ -15,8 +15,8 @@ import pytest
 import rnnlm_core
 from rnnlm_core.config import GenerateConfig, ModelConfig, TrainConfig
 from rnnlm_core.download import Source, Text, resolve
+from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Epoch, Trained
 from tasks import caching, tracking
 from tasks.caching import NotWhole, VerifiedSerializer, cache_key, source_digest
 from tasks.compare import compare

@@ -150,7 +150,7 @@ def test_a_wish_to_stop_ends_the_wait(
 def test_epochs_that_could_not_be_written_are_written_by_the_training_that_goes_on(
     hold: Callable[[str], "subprocess.Popen[str]"], home: Path, parent: FlowRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rnnlm_core.train import Epoch
+    from rnnlm_core.outcomes import Epoch
 
     epochs = [Epoch(number, 3, 1.0 / number, None, 1e-3, 0.5, 1000.0, 0.1) for number in (1, 2, 3)]
     log = EpochLog(parent.parent_run_id)

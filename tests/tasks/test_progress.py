@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks import progress
 from tasks.progress import News
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rnnlm_core.errors import IntegrityError
+from rnnlm_core.outcomes import Epoch
 from rnnlm_core.search import make_plan
-from rnnlm_core.train import Epoch
 from tasks import health, studies, workspace
 from tasks.database_file import remove_drafts
 from tasks.studies import COMPLETE, FAILED, Outcome, find_study, open_study

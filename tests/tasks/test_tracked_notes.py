@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from rnnlm_core.evaluate import Evaluated
+from rnnlm_core.outcomes import Epoch, Evaluated, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Epoch, Trained
 from tasks import run_origin, tracked_notes, tracking, wording
 from tasks.tracking import FlowRun
 from tasks.tracking_database import client, experiment_id

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from rnnlm_core.config import EvaluateConfig, TrainConfig
 from rnnlm_core.errors import DataError, Stopped
-from rnnlm_core.train import Epoch
+from rnnlm_core.outcomes import Epoch
 from tasks import tracking, wording
 from tasks.corpus import Corpus
 from tasks.evaluate import evaluate

@@ -12,8 +12,8 @@ import torch
 
 from rnnlm_core.config import TrainConfig
 from rnnlm_core.errors import ResourceError, Stopped
+from rnnlm_core.outcomes import Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train import Trained
 from rnnlm_core.train_process import Job
 from tasks import tracked_runs, workspace
 from tasks import train as train_stage
