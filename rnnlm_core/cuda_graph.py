@@ -125,8 +125,8 @@ def without_trace(
     written: Iterable[Tensor], scaler: "torch.amp.GradScaler | None", device: torch.device
 ) -> Iterator[None]:
     """Put back what is written inside, the random state of the device and the loss scale among it."""
-    tensors = [tensor.detach() for tensor in written]
-    before = [tensor.clone() for tensor in tensors]
+    tensors = list(written)
+    before = [tensor.detach().clone() for tensor in tensors]
     on_gpu = device.type == "cuda"
     random = torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
     scale = None if scaler is None else scaler.state_dict()
@@ -134,13 +134,15 @@ def without_trace(
         yield
     finally:
         for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
+            tensor.detach().copy_(value)
+            tensor.grad = None  # of an update that broke off
         if on_gpu:
             torch.cuda.set_rng_state(random, device)
         else:
             torch.set_rng_state(random)
         if scaler is not None and scale is not None:
             scaler.load_state_dict(scale)
+            scaler._per_optimizer_states.clear()  # how far in an update it is
 
 
 class Updates:

@@ -1,7 +1,7 @@
 """In which precision a training multiplies: the weights and the loss stay in float32 whatever it is.
 
 `float32` and `tf32` are the two ways in which a GPU multiplies float32; `bfloat16` and `float16` are `torch.autocast`,
-for layers of `torch.nn` and the products between layers. The loop of `recurrence.py` keeps the precision of the weights.
+for layers of `torch.nn` and the products between them. The loop of `recurrence.py` keeps the precision of the weights.
 """
 
 from collections.abc import Callable, Iterator
