@@ -97,7 +97,7 @@ def cells(
     train: dict[str, Any],
     order: list[str],
 ) -> None:
-    """Train several cells as the flow does: a process each, as many at once as there are cores or GPUs."""
+    """Train several cells as the flow does: a process each, as many at once as there are cores, or as share a GPU."""
     from concurrent.futures import ThreadPoolExecutor
     from dataclasses import asdict
 
@@ -108,7 +108,7 @@ def cells(
 
     config = TrainConfig(**train)
     cuda = pick_device(config.device).type == "cuda"
-    places = _gpus() if cuda else _cores()
+    places = _shares() if cuda else _cores()
     settings = asdict(ModelConfig(**model))
 
     def fit_one(cell: str, key: str) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def _cores() -> int:
     return cpu_slots()
 
 
-def _gpus() -> int:
-    import torch
+def _shares() -> int:
+    from tasks.workspace import gpu_slots
 
-    return torch.cuda.device_count()
+    return gpu_slots()
 
 
 def _import_arrow() -> None:
