@@ -57,6 +57,8 @@ def _not_persistent(input_size: int, model: ModelConfig, config: TrainConfig) ->
 
 
 def _multiplies_bfloat16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch does not tell: then there is nothing to warn of
+        return True
     able: dict[str, Any] = dict(torch.cpu.get_capabilities())
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -89,15 +91,16 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
-    before = [place.fp32_precision for place in places]
+    # By their older names, which keep the newer ones (`fp32_precision`) in step: PyTorch refuses a mixture.
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
     for place in places:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        place.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
         for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+            place.allow_tf32 = value
 
 
 def kernel_names(work: Callable[[], object]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -347,6 +348,45 @@ def test_a_replay_is_for_whole_groups_and_the_rest_is_done_one_by_one(monkeypatc
     epochs(made)
     epochs(plain)
     assert replays == [3] * 6  # 7 minibatches an epoch: two groups, and one of a single minibatch
+    assert_close(made, plain, 0.0)
+
+
+def test_a_capture_is_rehearsed_on_its_stream_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things alone: the names of `torch.cuda` stand for what a GPU does."""
+    made, plain = (training(True, "lstm", DEEP, replace(CONFIG, accumulate=2)) for _ in range(2))
+    assert made.updates is not None
+    updates, done = made.updates, []
+    update = updates._update
+
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            done.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            update(2)
+
+    class Capture(nullcontext[None]):
+        def __init__(self, graph: object, stream: Stream) -> None:
+            super().__init__()
+            assert isinstance(graph, Graph)
+            assert isinstance(stream, Stream)
+            done.append("capture")
+
+    def work(together: int) -> None:
+        done.append(f"update of {together}")
+        update(together)
+
+    stand_ins: dict[str, Any] = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Graph, "graph": Capture}
+    stand_ins |= {"device": lambda _: nullcontext(), "stream": lambda _: nullcontext()}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(updates, "_update", work)
+    updates.captures = True
+    epochs(made)
+    epochs(plain)
+    rehearsals = ["update of 2"] * cuda_graph.REHEARSALS
+    assert done == ["wait", *rehearsals, "wait", "capture", "update of 2", *["update of 1"] * 3]
     assert_close(made, plain, 0.0)
 
 

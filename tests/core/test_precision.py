@@ -1,5 +1,6 @@
 """The precision of the products: on the CPU what bfloat16 comes to, for a GPU what is told and refused beforehand."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -168,16 +169,22 @@ def test_bfloat16_on_a_processor_without_it_is_told(able: bool, monkeypatch: pyt
     assert [text for text in warnings if "bfloat16" in text] == ([] if able else slower)
 
 
-@pytest.mark.parametrize(("name", "meant"), [("float32", "ieee"), ("tf32", "tf32"), ("float16", "ieee")])
-def test_a_gpu_multiplies_float32_as_asked_and_afterwards_as_before(name: str, meant: str) -> None:
-    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn]
-    before = [place.fp32_precision for place in places]
-    with pytest.raises(ZeroDivisionError), float32_products(name, torch.device("cuda")):  # noqa: PT012 - what holds inside
-        assert [place.fp32_precision for place in places] == [meant] * 2
+def tf32() -> list[Any]:
+    """What PyTorch says of products of float32 on a GPU, by all its names."""
+    newer: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.rnn]
+    older: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    return [place.fp32_precision == "tf32" for place in newer] + [place.allow_tf32 for place in older]
+
+
+@pytest.mark.parametrize(("name", "meant"), [("float32", False), ("tf32", True), ("float16", False)])
+def test_a_gpu_multiplies_float32_as_asked_and_afterwards_as_before(name: str, meant: bool) -> None:
+    before = tf32()
+    with suppress(ZeroDivisionError), float32_products(name, torch.device("cuda")):
+        assert tf32() == [meant] * 4
         raise ZeroDivisionError
-    assert [place.fp32_precision for place in places] == before
+    assert tf32() == before == [False, True, False, True]  # PyTorch's own: cuDNN alone
     with float32_products(name, CPU):
-        assert [place.fp32_precision for place in places] == before
+        assert tf32() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here: which kernels cuDNN chooses is not tested")
