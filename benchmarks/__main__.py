@@ -1,9 +1,10 @@
-"""The command: `python -m benchmarks [CASE ...] [--json FILE]`, and `python -m benchmarks render FILE`."""
+"""The command: `python -m benchmarks [CASE ...] [--json FILE]`, and `python -m benchmarks render FILE`, `kernels`."""
 
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from benchmarks import render as page
 from benchmarks.cases import CASES
+from benchmarks.kernels import kernels
 from benchmarks.machine import load, machine
 from benchmarks.rows import Setting
 from rnnlm_core.errors import DataError, RnnlmError, UsageError, unknown_name
@@ -70,11 +72,12 @@ def _check_device(device: str) -> None:
 
 def main() -> None:
     """Run the command; what a user can mend is one line and an exit code."""
-    is_render = sys.argv[1:2] == ["render"]
+    others: dict[str, Callable[..., None]] = {"render": render, "kernels": kernels}
+    other = others.get("".join(sys.argv[1:2]))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(render if is_render else measure)
+    app.command()(other or measure)
     try:
-        app(args=sys.argv[2:] if is_render else sys.argv[1:], prog_name="python -m benchmarks")
+        app(args=sys.argv[2:] if other else sys.argv[1:], prog_name="python -m benchmarks")
     except RnnlmError as error:
         typer.echo("\n".join(f"error: {line}" for line in error.lines), err=True)
         sys.exit(error.exit_code)

@@ -3,7 +3,7 @@
 import math
 from datetime import UTC, datetime
 
-from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.config import PLACE, RunConfig, flatten
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.published import SECTIONS, Published, Section
 from tasks.tracked_runs import TrackedRun, curve, finished_cells
@@ -16,8 +16,6 @@ Published figures and ours, each from one tracked run. This page is written by `
 filled when its command has been run. Perplexities are per token, exp of the mean negative log-likelihood; validation
 and test carry the state over the whole stream. Training time is the sum of the epochs, on the machine of the run.
 """
-# Where a training ran is no part of what it is.
-PLACE = ("train.device",)
 
 
 def results_page() -> str:

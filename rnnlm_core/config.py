@@ -24,6 +24,8 @@ the config: it changes no result."""
 LINE_KEEPING = ("none", "nfc", "d2l-lines")
 """The normalisers that leave line ends where they are."""
 SPLITS = ("train", "valid", "test")
+PLACE = ("train.device", "train.cuda_graph")
+"""Keys that say where and how a training is done, and nothing of what it is."""
 LONGEST_PREFIX = 10_000
 """Characters of a text to continue: the state is warmed up on all of them."""
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
@@ -167,6 +169,10 @@ class TrainConfig:
     """Of the first weights, the partition and the dropout."""
     device: str = "auto"
     """`auto` (CUDA when present), `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Of the products; weights, updates and loss stay in float32. `tf32` and `float16` (its loss scaled) need a GPU."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """On a GPU, capture the whole update once and replay it; `auto` goes on without if that fails, and says so."""
 
     @property
     def fewest_tokens(self) -> int:
@@ -525,6 +531,8 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
     device = config.train.device
     if device not in ("auto", "cpu", "cuda") and not (re.fullmatch(r"cuda:(0|[1-9]\d?)", device)):
         yield f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"
+    if device == "cpu" and config.train.precision in ("tf32", "float16"):
+        yield f"`train.precision` must be float32 or bfloat16 on the cpu. Got {config.train.precision}"
     if 0 < config.corpus.max_tokens < config.train.fewest_tokens:
         yield (
             f"`corpus.max_tokens` must be at least {config.train.fewest_tokens} to fill one batch of "
@@ -556,6 +564,7 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
             schedule in ("step", "plateau"),
             f"with schedule {schedule}: use step or plateau",
         ),
+        "train.cuda_graph": (values["train.device"] != "cpu", "with train.device=cpu"),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),

@@ -21,14 +21,16 @@ def inspect(source: Source, config: RunConfig) -> None:
     Raises:
         UsageError: the corpus does not come divided as the config says, or a stop token can be no token.
         DataError: the text cannot become a corpus.
-        ResourceError: the device is not there.
+        ResourceError: the device is not there, or the precision needs another.
     """
     check_split(source, config.corpus)
     _check_stop(config)
-    if config.train.device not in ("auto", "cpu"):
+    train = config.train
+    if train.device not in ("auto", "cpu") or train.precision in ("tf32", "float16") or train.cuda_graph == "on":
         from rnnlm_core.model import pick_device
+        from rnnlm_core.precision import check_device
 
-        pick_device(config.train.device)
+        check_device(train, pick_device(train.device))
     if source.kind == "local":
         for paths in local_files(Path(source.location)).values():
             for path in paths:

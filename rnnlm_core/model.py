@@ -166,10 +166,25 @@ class LanguageModel(nn.Module):
         return (way == "torch" and self.cell == "lstm") or (dense and inputs.shape[0] * inputs.shape[1] < FEWEST_ROWS)
 
 
-def _dense_layer(layer: nn.Module, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+def _dense_layer(layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+    where = inputs.device.type
+    if torch.is_autocast_enabled(where) and torch.get_autocast_dtype(where) == torch.bfloat16:
+        # Autocast would run cuDNN's layers in float16, whatever was asked for, and no loss is scaled for that.
+        with torch.autocast(where, enabled=False):
+            return _bfloat16_layer(layer, inputs, before)
     first = tuple(part.unsqueeze(0) for part in before)
     outputs, last = layer(inputs, first if len(first) > 1 else first[0])
     last = last if isinstance(last, tuple) else (last,)
+    return outputs, tuple(part.squeeze(0) for part in last)
+
+
+def _bfloat16_layer(layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0]
+    flat = [weight.bfloat16() for weight in weights]
+    first = tuple(part.unsqueeze(0).bfloat16() for part in before)
+    run: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[layer.mode]
+    start = first if len(first) > 1 else first[0]
+    outputs, *last = run(inputs.bfloat16(), start, flat, True, 1, 0.0, layer.training, False, False)
     return outputs, tuple(part.squeeze(0) for part in last)
 
 

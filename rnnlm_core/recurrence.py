@@ -98,6 +98,11 @@ def recur(
 
     Raises IndexError for an id that has no row, ValueError for sizes that do not fit.
     """
+    if torch.is_autocast_enabled(inputs.device.type):
+        # What goes round and round keeps the precision of the weights.
+        with torch.autocast(inputs.device.type, enabled=False):
+            state = tuple(part.to(W.dtype) for part in state)
+            return recur(kind, inputs.to(W.dtype), state, W, b, ids=ids, input_bias=input_bias)
     steps, batch = inputs.shape[:2] if ids is None else ids.shape
     state = tuple(part.expand(batch, -1) if len(part) == 1 else part for part in state)
     chosen = settled(inputs.device)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rnnlm_core.config import RunConfig, flatten, has_effect, override, read_value
+from rnnlm_core.config import PLACE, RunConfig, flatten, has_effect, override, read_value
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.errors import ConfigError, one_line
 from rnnlm_core.presets import run_config
@@ -112,7 +112,11 @@ class Plan:
         fixed = {
             key: typed(value)
             for key, value in flatten(self.config).items()
-            if key.split(".")[0] in OF_A_TRAINING and key not in varied and key != "train.device"
+            if key.split(".")[0] in OF_A_TRAINING
+            and key not in varied
+            and key not in PLACE
+            # A sweep from before the key existed is still the same one.
+            and (key != "train.precision" or value != "float32")
         }
         digests = [digest for _, digest in self.source.files if digest]
         # The name of an address is its last part alone, which other addresses share.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rnnlm_core.config import RunConfig, flatten, read_value
+from rnnlm_core.config import PLACE, RunConfig, flatten, read_value
 from rnnlm_core.errors import ConfigError, one_line
 
 Value = str | int | float | bool
@@ -105,8 +105,8 @@ def _dimension(key: str, space: str, config: RunConfig) -> Dimension:
         read_value(key, "")  # says which keys may be meant
     if key == "cells":
         raise ConfigError(f"`cells` is searched by naming several: {space}: use --cells {space}")
-    if key.split(".", maxsplit=1)[0] not in SEARCHABLE or key == "train.device":
-        reason = "a sweep varies model.* and train.* but the device: one text, one kind of token, one machine"
+    if key.split(".", maxsplit=1)[0] not in SEARCHABLE or key in PLACE:
+        reason = "a sweep varies model.* and train.* but the place: one text, one kind of token, one machine"
         raise ConfigError(f"`{key}` cannot be searched: {space}: {reason}")
     if ".." in space:
         return _read_range(key, space, flat[key])

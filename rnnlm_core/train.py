@@ -8,7 +8,7 @@ the lowest validation perplexity is kept (without validation split, the last). P
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
-from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
+from rnnlm_core.config import CHECKPOINT_SECONDS, PLACE, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
+from rnnlm_core.cuda_graph import Buffers, Updates
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.output_loss import output_loss
-from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.partition import PARTITIONS, Minibatches
+from rnnlm_core.precision import check_device, float32_products, loss_scaler, lowered, slowness
 from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
@@ -67,6 +69,7 @@ def train(
         DataError: the training split does not fill one minibatch.
         Stopped: `should_stop` said so; the checkpoint is kept.
         Diverged: the loss is no longer a number.
+        ResourceError: the device is not there, or the settings need another.
         IntegrityError: the vocabulary is that of another corpus.
     """
     folder = store.open(corpus)
@@ -130,6 +133,7 @@ def fit(
     training was interrupted and went on from its `checkpoints`. The caller's random state is left as it was.
     """
     device = pick_device(config.device)
+    check_device(config, device)
     if len(train_ids) < config.fewest_tokens:
         raise too_short(
             len(train_ids),
@@ -145,9 +149,16 @@ def fit(
         )
     if device.type == "cpu":
         _warn_of_slowness(warn)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if config.cuda_graph == "off":
+            warn("`train.cuda_graph` has no effect on the cpu: off")
+    for reason in slowness(cell, model_config.embedding_size or vocabulary_size, model_config, config, device):
+        warn(reason)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        float32_products(config.precision, device),
+    ):
         torch.manual_seed(config.seed)
-        training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device)
+        training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device, warn=warn)
         if checkpoints is not None:
             snapshot, faults = checkpoints.load()
             for fault in faults:
@@ -220,12 +231,33 @@ class _Training:
         model_config: ModelConfig,
         config: TrainConfig,
         device: torch.device,
+        *,
+        in_place: bool | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`in_place`: do updates over buffers that stay where they are, as a CUDA graph needs; None: on a GPU."""
         self.config, self.device = config, device
         self.train_ids = train_ids.to(device)
         self.valid_ids = None if valid_ids is None else valid_ids.to(device)
         self.model = LanguageModel(cell, vocabulary_size, model_config).to(device)
-        self.optimizer = _optimizer(self.model, config)
+        self.scaler = loss_scaler(config.precision, device)
+        self.updates: Updates | None = None
+        if device.type == "cuda" if in_place is None else in_place:
+            state = self.model.initial_state(config.batch_size)
+            buffers = Buffers(self.train_ids, config.batch_size, config.num_steps, config.accumulate, state)
+            self.optimizer = _optimizer(self.model, config, buffers.rate)
+            self.updates = Updates(
+                buffers,
+                config.partition == "sequential",
+                self._add_gradients,
+                self._step,
+                self._written,
+                self.scaler,
+                config.cuda_graph,
+                warn,
+            )
+        else:
+            self.optimizer = _optimizer(self.model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[Epoch] = []
         self.best_epoch = 0
@@ -245,8 +277,7 @@ class _Training:
         started = time.perf_counter()
         config = self.config
         data_random = self.generator.get_state()
-        partition = {"sequential": sequential_batches, "random": random_batches}[config.partition]
-        batches = list(partition(self.train_ids, config.batch_size, config.num_steps, self.generator))
+        batches = PARTITIONS[config.partition](self.train_ids, config.batch_size, config.num_steps, self.generator)
         updates = math.ceil(len(batches) / config.accumulate)
         place = self.place or _Place(
             data_random,
@@ -257,21 +288,24 @@ class _Training:
             self.model.initial_state(config.batch_size),
         )
         self.place = place
+        rates = [learning_rate(config, self.history, update, updates) for update in range(updates)]
+        if self.updates is not None:
+            place.losses, place.norms, place.state = self.updates.buffers.begin(
+                batches.starts, rates, place.losses, place.norms, place.state, place.batches, place.updates
+            )
         earlier = place.seconds
         self.model.train()
         while place.batches < len(batches):
             place.seconds = earlier + time.perf_counter() - started
             before_update()
             # Minibatches of one update: `accumulate`, or what is left at the end of the epoch.
-            together = batches[place.batches : place.batches + config.accumulate]
-            for x, y in together:
-                if config.partition == "random":
-                    place.state = self.model.initial_state(config.batch_size)
-                loss, place.state = self._add_gradients(x, y, detach(place.state), len(together))
-                place.losses[place.batches] = loss
-                place.batches += 1
-                place.num_tokens += x.numel()
-            place.norms[place.updates] = self._update(place.updates, updates)
+            together = min(config.accumulate, len(batches) - place.batches)
+            if self.updates is not None:
+                self.updates.run(together)
+            else:
+                self._update(place, batches, together, rates[place.updates])
+            place.batches += together
+            place.num_tokens += together * config.batch_size * config.num_steps
             place.updates += 1
         losses, norms = place.losses.double().cpu(), place.norms.double().cpu()
         self._check_finite(losses, norms)
@@ -286,8 +320,8 @@ class _Training:
             epochs=config.epochs,
             train_loss=float(losses.mean()),
             valid_loss=valid_loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            gradient_norm=float(norms.mean()),
+            learning_rate=rates[-1],
+            gradient_norm=float(norms[torch.isfinite(norms)].mean()),  # float16 leaves out updates that are too large
             tokens_per_second=place.num_tokens / trained,
             seconds=earlier + time.perf_counter() - started,
         )
@@ -299,30 +333,56 @@ class _Training:
             self.best_weights = {name: t.detach().clone() for name, t in self.model.weights().items()}
         return epoch
 
-    def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
-        """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
-        hidden, after = self.model.hidden_states(x, state)
-        scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
-        output = self.model.output
-        loss = output_loss(hidden.flatten(0, 1), output.weight, output.bias, y.t().reshape(-1), scale)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach() / scale, after
-
-    def _update(self, update: int, updates: int) -> Tensor:
-        """Do update number `update` of `updates` in this epoch; return the gradient norm before clipping."""
-        rate = learning_rate(self.config, self.history, update, updates)
+    def _update(self, place: _Place, batches: Minibatches, together: int, rate: float) -> None:
+        """Do one update with the next `together` minibatches, at a learning rate."""
+        for number in range(place.batches, place.batches + together):
+            x, y = batches[number]
+            if self.config.partition == "random":
+                place.state = self.model.initial_state(self.config.batch_size)
+            place.losses[number], place.state = self._add_gradients(x, y, detach(place.state), together)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        place.norms[place.updates] = self._step()
+
+    def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
+        """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
+        scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
+        with lowered(self.config.precision, self.device):
+            loss, after = self._loss(x, y, state, scale)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach() / scale, after
+
+    def _loss(self, x: Tensor, y: Tensor, state: list[State], scale: float) -> tuple[Tensor, list[State]]:
+        """Return `scale` times the mean loss of a minibatch, and the state after it."""
+        hidden, after = self.model.hidden_states(x, state)
+        output = self.model.output
+        return output_loss(hidden.flatten(0, 1), output.weight, output.bias, y.t().reshape(-1), scale), after
+
+    def _step(self) -> Tensor:
+        """Clip the gradients, move the weights, drop the gradients; return their norm before clipping."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()
+
+    def _written(self) -> Iterator[Tensor]:
+        """Yield what `_step` writes."""
+        yield from self.model.parameters()
+        for values in self.optimizer.state.values():
+            yield from values.values()
 
     def _check_finite(self, losses: Tensor, norms: Tensor) -> None:
         of_update = torch.split(losses, self.config.accumulate)
         for step, (loss, norm) in enumerate(zip(of_update, norms, strict=True), start=1):
-            if not (torch.isfinite(loss).all() and torch.isfinite(norm)):
+            # An update that float16 cannot hold is left out, and the next one's loss is scaled by less.
+            if not (torch.isfinite(loss).all() and (torch.isfinite(norm) or self.scaler is not None)):
                 raise self._diverged(step, f"loss {float(loss.mean())}, gradient norm {float(norm)}")
 
     def _diverged(self, step: int, value: str) -> Diverged:
@@ -352,6 +412,7 @@ class _Training:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         facts: dict[str, Any] = {
             "recurrence": settled(self.device),
+            "loss_scale": None if self.scaler is None else self.scaler.state_dict(),
             "best_epoch": self.best_epoch,
             "history": [asdict(epoch) for epoch in self.history],
             "place": None,
@@ -381,10 +442,16 @@ class _Training:
         for name, tensor in groups["optimizer"].items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        for parameter, values in self.optimizer.state.items():
-            # In memory as the parameter: another order of the same numbers may be rounded otherwise.
-            values |= {k: torch.empty_like(parameter).copy_(v) for k, v in values.items() if v.shape == parameter.shape}
+        parameters = list(self.model.parameters())
+        for place, values in moments.items():
+            own = self.optimizer.state[parameters[place]]
+            for key, value in values.items():
+                if key not in own:
+                    # In memory as the parameter: another order of the same numbers may be rounded otherwise.
+                    own[key] = torch.empty_like(parameters[place] if value.dim() else value)
+                own[key].copy_(value)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(snapshot.facts["loss_scale"])
         self.generator.set_state(groups["random"]["data"])
         torch.set_rng_state(groups["random"]["cpu"])
         if "cuda" in groups["random"] and self.device.type == "cuda":
@@ -409,7 +476,7 @@ class _Training:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Return what of the config belongs to the model: where it was trained does not."""
-    return {key: value for key, value in asdict(config).items() if key != "device"}
+    return {key: value for key, value in asdict(config).items() if f"train.{key}" not in PLACE}
 
 
 def learning_rate(config: TrainConfig, history: Sequence[Epoch], update: int, updates: int) -> float:
@@ -442,9 +509,28 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+def _optimizer(model: LanguageModel, config: TrainConfig, rate: Tensor | None = None) -> torch.optim.Optimizer:
+    """Return the optimizer; with a tensor as its rate one that reads it there, at each step, and may be captured."""
+    parameters, decay = list(model.parameters()), config.weight_decay
+    if rate is None:
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=decay)
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=config.learning_rate, weight_decay=decay)
+    # The fused kernels alone read rate, and whether to leave an update out, from the device.
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay)
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True)
+        moments = ["momentum_buffer"] if config.momentum else []
+    else:
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(parameters, lr=rate, weight_decay=decay, fused=True, capturable=True)
+        moments = ["exp_avg", "exp_avg_sq"]
+    # Made now, so that a graph meets them where they stay; zero is what the first step would begin with.
+    for parameter in parameters:
+        state = {moment: torch.zeros_like(parameter) for moment in moments}
+        if config.optimizer != "sgd":
+            state["step"] = torch.zeros((), device=parameter.device, dtype=torch.float32)
+        if state:
+            optimizer.state[parameter] = state
+    return optimizer

@@ -1,6 +1,7 @@
 """Stage `train`: fit one cell in a process of its own, and track it."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
 _cpu_slots = threading.BoundedSemaphore(workspace.cpu_slots())
 _on_cpu: set[object] = set()
 """The trainings that are under way on the processor."""
-_gpu_busy: set[str] = set()
+_gpu_load: Counter[str] = Counter()
 _gpu_free = threading.Condition()
 
 
@@ -203,12 +204,13 @@ def places(wanted: str) -> int:
     """Return how many trainings that want this device can go on at once."""
     from rnnlm_core.model import pick_device
 
-    return workspace.cpu_slots() if pick_device(wanted).type == "cpu" else len(_gpus(wanted))
+    on_cpu = pick_device(wanted).type == "cpu"
+    return workspace.cpu_slots() if on_cpu else workspace.gpu_slots() * len(_gpus(wanted))
 
 
 @contextmanager
 def _place(wanted: str) -> Iterator[tuple[str, int]]:
-    """Wait for a place to train and give (device, threads): one training per processor core, or per GPU."""
+    """Wait for a place to train and give (device, threads): one training per processor core, a few per GPU."""
     from rnnlm_core.model import pick_device
 
     device = pick_device(wanted)
@@ -222,15 +224,16 @@ def _place(wanted: str) -> Iterator[tuple[str, int]]:
             finally:
                 _on_cpu.discard(mark)
         return
-    names = _gpus(wanted)
+    names, most = _gpus(wanted), workspace.gpu_slots()
     with _gpu_free:
-        free = _gpu_free.wait_for(lambda: [name for name in names if name not in _gpu_busy])
-        _gpu_busy.add(free[0])
+        _gpu_free.wait_for(lambda: any(_gpu_load[name] < most for name in names))
+        least = min(names, key=lambda name: _gpu_load[name])
+        _gpu_load[least] += 1
     try:
-        yield free[0], 0
+        yield least, 0
     finally:
         with _gpu_free:
-            _gpu_busy.discard(free[0])
+            _gpu_load[least] -= 1
             _gpu_free.notify_all()
 
 

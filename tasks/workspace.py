@@ -112,3 +112,14 @@ def checkpoint_seconds() -> float:
 def cpu_slots() -> int:
     """Return how many trainings fit on this machine's processors at once, one thread each."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def gpu_slots() -> int:
+    """Return how many trainings share a GPU at once: `RNNLM_GPU_SLOTS`, 3 by default.
+
+    A recurrent network of these sizes waits for its own steps more than it computes.
+    """
+    chosen = os.environ.get("RNNLM_GPU_SLOTS", "3")
+    if not (chosen.isascii() and chosen.isdecimal() and 1 <= int(chosen[:6]) <= 99):
+        raise UsageError("`RNNLM_GPU_SLOTS` must be a whole number from 1 to 99", chosen, "correct or unset it")
+    return int(chosen)

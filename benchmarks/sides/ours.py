@@ -102,7 +102,7 @@ def cells(
     train: dict[str, Any],
     order: list[str],
 ) -> None:
-    """Train several cells as the flow does: a process each, on shared cores or GPUs."""
+    """Train several cells as the flow does: a process each, as many at once as there are cores, or as share a GPU."""
     from concurrent.futures import ThreadPoolExecutor
     from dataclasses import asdict
 
@@ -113,7 +113,7 @@ def cells(
 
     config = TrainConfig(**train)
     cuda = pick_device(config.device).type == "cuda"
-    places = _gpus() if cuda else _cores()
+    places = _shares() if cuda else _cores()
     settings = asdict(ModelConfig(**model))
     under_way: set[str] = set()
 
@@ -161,10 +161,10 @@ def _cores() -> int:
     return cpu_slots()
 
 
-def _gpus() -> int:
-    import torch
+def _shares() -> int:
+    from tasks.workspace import gpu_slots
 
-    return torch.cuda.device_count()
+    return gpu_slots()
 
 
 def _import_arrow() -> None:

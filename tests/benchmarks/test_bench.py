@@ -172,6 +172,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     done = command("render", str(tmp_path / "nothing.json"))
     assert done.returncode == 3
     assert done.stderr.startswith("error: cannot read the figures or the page: ")
+    done = command("kernels", "--device", "cpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: only a GPU runs kernels: cpu: give --device cuda or cuda:N\n"
 
 
 def test_a_missing_package_of_the_book_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnlm_core.config import CorpusConfig, ModelConfig, RunConfig, TrainConfig, check, flatten, override
+from rnnlm_core.config import PLACE, CorpusConfig, ModelConfig, RunConfig, TrainConfig, check, flatten, override
 from rnnlm_core.errors import ConfigError
 from rnnlm_core.presets import run_config
 
@@ -335,6 +335,18 @@ def test_other_devices_are_refused(device: str) -> None:
     assert _lines({"train.device": device}) == [f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"]
 
 
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+def test_a_precision_that_needs_a_gpu_is_refused_on_the_cpu(precision: str) -> None:
+    assert _lines({"train.precision": precision, "train.device": "cpu"}) == [
+        f"`train.precision` must be float32 or bfloat16 on the cpu. Got {precision}"
+    ]
+    assert override(DEFAULT, {"train.precision": precision}).train.precision == precision
+
+
+def test_what_says_where_and_how_is_a_key() -> None:
+    assert set(PLACE) < set(flatten(DEFAULT))
+
+
 def test_max_tokens_must_fill_a_batch() -> None:
     need = 32 * 35 + 35 + 1
     assert override(DEFAULT, {"corpus.max_tokens": need}).corpus.max_tokens == need
@@ -368,6 +380,8 @@ def test_an_empty_prefix_is_refused() -> None:
         ("train.decay", 3.0, {"train.schedule": "cosine"}, {"train.schedule": "plateau"}),
         ("train.decay_after", 3, {}, {"train.schedule": "step"}),
         ("train.decay_after", 3, {"train.schedule": "plateau"}, {"train.schedule": "step"}),
+        ("train.cuda_graph", "on", {"train.device": "cpu"}, {"train.device": "cuda"}),
+        ("train.cuda_graph", "off", {"train.device": "cpu"}, {}),
         ("generate.seed", 3, {}, SAMPLED),
         ("generate.top_k", 3, {}, SAMPLED),
         ("generate.top_p", 0.9, {}, SAMPLED),

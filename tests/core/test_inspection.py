@@ -127,6 +127,22 @@ def test_a_stop_that_can_be_no_token_is_refused_before_the_run(
             inspect(source, config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("train__precision", "float16", "this precision needs a GPU: train.precision=float16"),
+        ("train__precision", "tf32", "this precision needs a GPU: train.precision=tf32"),
+        ("train__cuda_graph", "on", "a CUDA graph needs a GPU: train.cuda_graph=on"),
+    ],
+)
+def test_what_needs_a_gpu_is_told_before_the_run(
+    key: str, value: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match=told):
+        inspect(_file(tmp_path, NOVEL), _config(**{key: value}))
+
+
 def test_a_device_that_is_not_there_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match=r"no such device here \(present: cpu\): cuda:3"):

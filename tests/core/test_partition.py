@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnlm_core.config import TrainConfig
-from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.partition import PARTITIONS
 
-PARTITIONS = {"random": random_batches, "sequential": sequential_batches}
 both = pytest.mark.parametrize("name", PARTITIONS)
 sizes = {
     "batch_size": st.integers(1, 6),
@@ -164,5 +163,15 @@ def test_an_epoch_draws_anew_from_the_same_generator(name: str) -> None:
 @both
 def test_ids_keep_their_type(name: str) -> None:
     ids = torch.arange(60, dtype=torch.int32)
-    x, y = next(PARTITIONS[name](ids, 3, 5, torch.Generator().manual_seed(0)))
+    x, y = PARTITIONS[name](ids, 3, 5, torch.Generator().manual_seed(0))[0]
     assert x.dtype == y.dtype == torch.int32
+
+
+@both
+def test_a_minibatch_asked_for_alone_is_the_one_that_comes_in_turn(name: str) -> None:
+    """A resumed training asks for those that are left, without making those before."""
+    batches = PARTITIONS[name](torch.arange(200), 3, 5, torch.Generator().manual_seed(0))
+    in_turn = list(batches)
+    assert len(in_turn) == len(batches) > 3
+    assert torch.equal(batches[3][0], in_turn[3][0])
+    assert torch.equal(batches[3][1], in_turn[3][1])

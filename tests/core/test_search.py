@@ -88,6 +88,7 @@ def test_the_three_forms_of_a_space() -> None:
         ("train.optimizer=sgd,adamm", "`train.optimizer` must be one of sgd, adam, adamw. Got 'adamm'"),
         ("tokenizer.level=char,word", "`tokenizer.level` cannot be searched: char,word: a sweep varies model.* and"),
         ("train.device=cpu,cuda", "`train.device` cannot be searched: cpu,cuda"),
+        ("train.cuda_graph=on,off", "`train.cuda_graph` cannot be searched: on,off"),
         ("cells=rnn,gru", "`cells` is searched by naming several: rnn,gru: use --cells rnn,gru"),
         (
             "train.epochs=0..3",
@@ -188,10 +189,12 @@ def test_the_same_request_has_the_same_name_and_any_other_another(tmp_path: Path
     assert first.startswith("smoke-my-text-txt-gru-")
     assert name() == first
     assert name(changes={"train.device": "cpu"}) == first  # a place, no setting
+    assert name(changes={"train.cuda_graph": "off"}) == first
     assert name(changes={"generate.length": 3}) == first
     others = [name(cells=["rnn"]), name(changes={"train.epochs": 3}), name(search=["train.epochs=2..3"])]
+    others.append(name(changes={"train.precision": "bfloat16"}))
     text.write_text("the time traveler " * 500)
-    assert len({first, name(), *others}) == 5
+    assert len({first, name(), *others}) == 6
     assert name(name="mine.1") == "mine.1"
 
 
@@ -199,6 +202,12 @@ def test_the_same_request_has_the_same_name_and_any_other_another(tmp_path: Path
 def test_a_name_is_plain(name: str) -> None:
     with pytest.raises(ConfigError, match="`--name` must be up to 100 letters, digits"):
         make_plan("smoke", name=name)
+
+
+def test_a_sweep_from_before_the_precision_was_a_key_is_the_same_one() -> None:
+    assert "train.precision" not in make_plan("smoke", cells=["gru"]).definition
+    lower = make_plan("smoke", cells=["gru"], changes={"train.precision": "bfloat16"}).definition
+    assert lower["train.precision"] == "bfloat16"
 
 
 def test_what_differs_is_named() -> None:

@@ -659,7 +659,8 @@ def test_a_trained_model_is_published_with_what_it_needs(characters: Any, store:
     assert saved.about["vocabulary"] == characters.vocabulary.sha256
     assert saved.about["best_epoch"] == trained.best_epoch
     assert saved.about["train"]["seed"] == CONFIG.seed
-    assert "device" not in saved.about["train"]
+    assert not {"device", "cuda_graph"} & saved.about["train"].keys()
+    assert saved.about["train"]["precision"] == "float32"
 
 
 def test_the_vocabulary_of_another_corpus_is_refused(characters: Any, store: Store) -> None:

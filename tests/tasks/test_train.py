@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from rnnlm_core.config import TrainConfig
-from rnnlm_core.errors import ResourceError, Stopped
+from rnnlm_core.errors import ResourceError, Stopped, UsageError
 from rnnlm_core.outcomes import Trained
 from rnnlm_core.store import Handle
 from rnnlm_core.train_process import Job
@@ -180,29 +181,90 @@ def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) 
     assert train_stage._cpu_slots.acquire(blocking=False)
 
 
-def test_each_gpu_takes_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnlm_core.model.pick_device", lambda _: torch.device("cuda"))
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNNLM_GPU_SLOTS", raising=False)
+    monkeypatch.setattr("rnnlm_core.model.pick_device", lambda name: torch.device(name.replace("auto", "cuda")))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with train_stage._place("auto") as first, train_stage._place("auto") as second:
-        assert {first, second} == {("cuda:0", 0), ("cuda:1", 0)}
-        came = threading.Event()
 
-        def third() -> None:
-            with train_stage._place("cuda"):
-                came.set()
 
-        waiting = threading.Thread(target=third)
-        waiting.start()
-        assert not came.wait(timeout=0.3)
+def take(places: ExitStack, wanted: str) -> str:
+    """Take a place, which must be free, and return its device."""
+    device, threads = places.enter_context(train_stage._place(wanted))
+    assert threads == 0
+    return device
+
+
+@contextmanager
+def waits(wanted: str) -> Iterator[None]:
+    """No place is free before the block, and one after it."""
+    came = threading.Event()
+
+    def work() -> None:
+        with train_stage._place(wanted):
+            came.set()
+
+    waiting = threading.Thread(target=work)
+    waiting.start()
+    assert not came.wait(timeout=0.3)
+    yield
     assert came.wait(timeout=60)
     waiting.join()
-    assert train_stage._gpu_busy == set()
 
 
-def test_a_named_gpu_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnnlm_core.model.pick_device", torch.device)
-    with train_stage._place("cuda:1") as place:
-        assert place == ("cuda:1", 0)
+def is_idle() -> bool:
+    return not any(train_stage._gpu_load.values())
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_trainings_spread_over_the_gpus_three_on_each() -> None:
+    assert train_stage.places("auto") == train_stage.places("cuda") == 6
+    with ExitStack() as places:
+        taken = [take(places, "auto") for _ in range(6)]
+        assert taken == ["cuda:0", "cuda:1"] * 3
+        with waits("cuda"):
+            places.pop_all().close()
+    assert is_idle()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_least_used_gpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as first, ExitStack() as named:
+        assert take(first, "cuda") == "cuda:0"
+        assert [take(named, "cuda:1") for _ in range(2)] == ["cuda:1"] * 2
+        with ExitStack() as others:
+            assert take(others, "auto") == "cuda:0"
+        first.close()
+        assert [take(named, "auto") for _ in range(3)] == ["cuda:0", "cuda:0", "cuda:0"]
+    assert is_idle()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_named_gpu_is_the_one_that_is_used_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_GPU_SLOTS", "1")
+    assert (train_stage.places("cuda:1"), train_stage.places("cuda")) == (1, 2)
+    with ExitStack() as places:
+        assert take(places, "cuda:1") == "cuda:1"
+        with waits("cuda:1"):
+            assert take(places, "auto") == "cuda:0"
+            places.pop_all().close()
+    assert is_idle()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_place_on_a_gpu_is_free_again_after_a_failure() -> None:
+    with pytest.raises(RuntimeError, match="broken"), train_stage._place("cuda"):
+        raise RuntimeError("broken")
+    assert is_idle()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "", "1.5", "100", "9" * 5000, "３"])
+def test_trainings_on_a_gpu_are_a_number(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("RNNLM_GPU_SLOTS", value)
+    with pytest.raises(
+        UsageError, match=r"`RNNLM_GPU_SLOTS` must be a whole number from 1 to 99: .*correct or unset it"
+    ):
+        workspace.gpu_slots()
 
 
 def test_the_identity_of_a_training_is_its_cell_its_model_and_its_run() -> None:
