@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
-from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
+from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import perplexity, stream_loss
+from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.recurrence import settled, way, why_not_native
@@ -117,10 +118,12 @@ def train(
         made_with = f"the corpus was made with {corpus_vocabulary(folder)[:12]}, given {vocabulary.sha256[:12]}"
         raise IntegrityError("the vocabulary is not that of the corpus", made_with, "give the two that belong together")
     splits = {
-        name: torch.from_numpy(read_ids(folder / f"{name}.parquet").astype("int32"))
+        name: torch.from_numpy(mapped_ids(corpus, name, len(words), store))
         for name in ("train", "valid")
         if (folder / f"{name}.parquet").exists()
     }
+    if (device := pick_device(config.device)).type != "cpu":  # there they are indexed as they are: widened once
+        splits = {name: ids.to(device, torch.int32) for name, ids in splits.items()}
     checkpoints = Checkpoints(store, key)
     fitted = fit(
         cell, len(words), splits["train"], splits.get("valid"), model, config,
