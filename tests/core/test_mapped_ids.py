@@ -18,7 +18,10 @@ from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.mapped_ids import mapped_ids, mapped_type
 from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import ROW_GROUP
 from rnnlm_core.train import train
+from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
+from rnnlm_core.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +156,10 @@ from pathlib import Path
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.process_usage import peak_bytes
 from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import ROW_GROUP
 from rnnlm_core.train import train
+from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
+from rnnlm_core.vocabulary import Vocabulary
 root, corpus, vocabulary = sys.argv[1:]
 config = TrainConfig(epochs=1, batch_size=64, num_steps=512, device="cpu")
 args = Handle("corpus", corpus), Handle("vocabulary", vocabulary), ModelConfig(hidden_size=1), config
@@ -164,20 +170,23 @@ print(peak_bytes())
 
 
 @pytest.mark.slow
-def test_a_training_on_a_text_twenty_times_as_long_takes_no_more_memory_of_its_own(
-    build: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_training_on_a_text_twenty_times_as_long_takes_no_more_memory_of_its_own(store: Store) -> None:
     """What grows is the mapped file itself, a byte a character, which the system takes back when it needs it."""
-    short, long = 1_000_000, 20_000_000
-    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz .", np.uint8)
-    peaks = []
-    for length in (short, long):
-        built = build(letters[draw(length, 28, np.int64)].tobytes().decode(), shares=(98, 1, 1))
-        arguments = [str(tmp_path / "store"), built.corpus.sha256, built.vocabulary.sha256]
+    with store.draft("vocabulary") as draft:
+        (draft.folder / VOCABULARY_FILE).write_text(Vocabulary(dict.fromkeys("abcdefghij", 1)).to_json())
+        vocabulary = draft.publish()
+    about = {"rnnlm.level": "char", "rnnlm.eos": "none", "rnnlm.normalizer": "none", "rnnlm.tokens": "0" * 64}
+    lengths, peaks = (2_000_000, 40_000_000), []
+    for length in lengths:
+        with store.draft("corpus") as draft:
+            ids = pa.table({"id": draw(length, 11, np.uint8)})
+            pq.write_table(ids, draft.folder / "train.parquet", row_group_size=ROW_GROUP)
+            facts = {**about, "rnnlm.vocabulary": vocabulary.sha256, "splits": {}}
+            (draft.folder / "corpus.json").write_text(json.dumps(facts))
+            corpus = draft.publish()
         told = subprocess.run(
-            [sys.executable, "-W", "error", "-c", TRAIN, *arguments],
+            [sys.executable, "-W", "error", "-c", TRAIN, str(store.root), corpus.sha256, vocabulary.sha256],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         peaks.append(int(told))
-    print(peaks)
-    assert peaks[1] - peaks[0] < 2 * (long - short)
+    assert peaks[1] - peaks[0] < 2 * (lengths[1] - lengths[0])
