@@ -15,6 +15,7 @@ import numpy as np
 
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import IntegrityError
+from rnnlm_core.indices import count, look_up
 from rnnlm_core.levels import Tokenizer, read_tokenizer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
@@ -179,13 +180,17 @@ def _write_split(
     import pyarrow.parquet as pq
 
     kind = id_type(len(words))
-    schema = pa.schema([("id", pa.from_numpy_dtype(kind))], metadata=metadata)
+    schema = pa.schema([pa.field("id", pa.from_numpy_dtype(kind), nullable=False)], metadata=metadata)
     unknown = chars = written = 0
     after_blank = False
-    with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
+    # Parquet keeps an id in four bytes. With the first of each together, then the second, three quarters are zeros, and
+    # zstd packs the ids as tightly as a dictionary would, in a third of the time.
+    split = {"use_dictionary": False, "column_encoding": {"id": "BYTE_STREAM_SPLIT"}}
+    packed = {"compression": "zstd", "compression_level": 1, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(target, schema, **split, **packed) as writer:
         for indices, dictionary in _slice(token_batches(path), start, length):
-            ids = np.array(words[dictionary], dtype=kind)[indices]
-            counts = np.bincount(indices, minlength=len(dictionary))
+            ids = look_up(np.array(words[dictionary], dtype=kind), indices)
+            counts = count(indices, len(dictionary))
             widths = np.array(cut.widths(dictionary), dtype=np.int64)
             chars += int(widths @ counts)
             if not written:

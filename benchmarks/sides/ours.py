@@ -189,6 +189,7 @@ def text_in_memory(turns: Turns, path: str, level: str) -> None:
     import numpy as np
 
     from rnnlm_core.corpus import id_type
+    from rnnlm_core.indices import look_up
     from rnnlm_core.levels import tokenizer
     from rnnlm_core.normalize import normalizer
     from rnnlm_core.tokenize import Part
@@ -206,7 +207,7 @@ def text_in_memory(turns: Turns, path: str, level: str) -> None:
             pieces.append((indices, dictionary))
         vocabulary = Vocabulary(counts)
         kind = id_type(len(vocabulary))
-        ids = np.concatenate([np.array(vocabulary[dictionary], dtype=kind)[indices] for indices, dictionary in pieces])
+        ids = np.concatenate([look_up(np.array(vocabulary[words], dtype=kind), indices) for indices, words in pieces])
         turns.end(Path(path).stat().st_size, tokens=len(ids), vocabulary=len(vocabulary))
 
 
