@@ -139,20 +139,6 @@ def _other_rows(path: Path, found: str) -> IntegrityError:
     return IntegrityError("not the rows of a corpus", f"{path} ({found})", "run the same command again to rebuild it")
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """Return all ids of a split in their smallest type (one or two bytes a token for any usual vocabulary)."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        rows, kind = sum(_row_groups(file.metadata, path)), file.schema_arrow.field("id").type.to_pandas_dtype()
-    ids = np.empty(rows, dtype=kind)
-    start = 0
-    for batch in id_batches(path):
-        ids[start : start + len(batch)] = batch
-        start += len(batch)
-    return ids
-
-
 def id_type(vocabulary_size: int) -> Any:
     """Return the smallest unsigned numpy type that holds every id."""
     return next(t for t in (np.uint8, np.uint16, np.uint32) if vocabulary_size - 1 <= np.iinfo(t).max)

@@ -23,7 +23,6 @@ from rnnlm_core.corpus import (
     corpus_facts,
     id_batches,
     id_type,
-    read_ids,
 )
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer
@@ -66,6 +65,10 @@ def _built(
     vocabulary = build_vocabulary(tokens, shares, min_freq, (), store)
     corpus = build_corpus(tokens, vocabulary.handle, shares, max_tokens, store)
     return corpus, Vocabulary.load(store.open(vocabulary.handle))
+
+
+def read_ids(path: Path) -> np.ndarray:
+    return np.concatenate(list(id_batches(path)))
 
 
 def _ids(store: Store, corpus: Corpus) -> dict[str, list[int]]:
@@ -248,6 +251,16 @@ def test_pandas_reads_a_split_without_us(store: Store) -> None:
     assert frame["id"].dtype == np.uint8
     text = "the time machine " * 10
     assert "".join(vocabulary.to_tokens(frame["id"].tolist())) == text[136:153]
+
+
+@pytest.mark.parametrize(("level", "most_bits"), [("char", 5), ("word", 5)])
+def test_ids_take_no_more_room_than_their_variety_needs(level: str, most_bits: int, store: Store) -> None:
+    """In an `int32` of Parquet each would take 32 bits."""
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopq"), size=300_000)
+    text = ("" if level == "char" else " ").join(letters)
+    corpus, _ = _built(store, _text(store, whole=text), (1, 0, 0), level=level)
+    size = (store.open(corpus.handle) / "train.parquet").stat().st_size
+    assert size * 8 < most_bits * corpus.splits["train"].num_tokens
 
 
 def test_the_schema_names_where_the_ids_come_from(store: Store) -> None:
