@@ -17,6 +17,7 @@ from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.indices import count, look_up
 from rnnlm_core.levels import Tokenizer, read_tokenizer
+from rnnlm_core.row_groups import row_group_writer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, token_tokenizer, too_short
@@ -163,7 +164,6 @@ def _write_split(
     path: Path, start: int, length: int, words: Vocabulary, cut: Tokenizer, target: Path, metadata: dict[str, str]
 ) -> SplitFacts:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kind = id_type(len(words))
     schema = pa.schema([pa.field("id", pa.from_numpy_dtype(kind), nullable=False)], metadata=metadata)
@@ -172,8 +172,8 @@ def _write_split(
     # Parquet keeps an id in four bytes. With the first of each together, then the second, three quarters are zeros, and
     # zstd packs the ids as tightly as a dictionary would, in a third of the time.
     split = {"use_dictionary": False, "column_encoding": {"id": "BYTE_STREAM_SPLIT"}}
-    packed = {"compression": "zstd", "compression_level": 1, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(target, schema, **split, **packed) as writer:
+    packed = {"compression": "zstd", "compression_level": 1, "write_statistics": False}
+    with row_group_writer(target, schema, ROW_GROUP, **split, **packed) as write:
         for indices, dictionary in _slice(token_batches(path), start, length):
             ids = look_up(np.array(words[dictionary], dtype=kind), indices)
             counts = count(indices, len(dictionary))
@@ -188,7 +188,7 @@ def _write_split(
             # A text may hold `<unk>` itself, as published: that is a word like any other.
             unknown += int(np.array([token not in words for token in dictionary]) @ counts)
             written += len(ids)
-            writer.write_table(pa.table([pa.array(ids)], schema=schema), row_group_size=ROW_GROUP)
+            write(pa.array(ids))
     return SplitFacts(written, unknown, chars)
 
 

@@ -1,7 +1,6 @@
 """Columns from anyone: the store knows its own by their digest, and a footer is not believed for memory."""
 
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np

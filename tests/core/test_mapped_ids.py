@@ -79,7 +79,7 @@ def test_a_split_is_written_once(store: Store, monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         assert mapped_ids(corpus, "train", 9, store).tolist() == ids.tolist()
         assert mapped_ids(corpus, "valid", 9, store).tolist() == other.tolist()
-        monkeypatch.setattr(module, "id_batches", lambda path: pytest.fail("read again"))
+        monkeypatch.setattr(module, "id_batches", lambda _: pytest.fail("read again"))
 
 
 def flip(path: Path) -> None:
@@ -145,7 +145,7 @@ def test_training_and_evaluation_do_not_read_the_corpus_twice(
 ) -> None:
     model, config = ModelConfig(hidden_size=8), TrainConfig(epochs=1, batch_size=8, num_steps=8, device="cpu")
     first = train("gru", characters.corpus, characters.vocabulary, model, config, store, key="a")
-    monkeypatch.setattr(module, "id_batches", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(module, "id_batches", lambda _: pytest.fail("read again"))
     second = train("gru", characters.corpus, characters.vocabulary, model, config, store, key="b")
     assert second.model == first.model
 
