@@ -296,6 +296,13 @@ def test_a_split_without_a_share_has_no_file(store: Store, shares: Shares, files
     assert sorted(path.stem for path in store.open(corpus.handle).glob("*.parquet")) == files
 
 
+def test_words_of_a_long_line_fill_several_row_groups(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "ROW_GROUP", 100)
+    corpus, _ = _built(store, _text(store, whole="a b " * 175), (1, 0, 0), level="word")
+    batches = id_batches(store.open(corpus.handle) / "train.parquet")
+    assert [len(batch) for batch in batches] == [100, 100, 100, 50]
+
+
 def test_ids_are_written_and_read_a_row_group_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tokenize_module, corpus_module):
         monkeypatch.setattr(module, "ROW_GROUP", 100)
