@@ -15,7 +15,9 @@ import numpy as np
 
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import IntegrityError
+from rnnlm_core.indices import count, look_up
 from rnnlm_core.levels import Tokenizer, read_tokenizer
+from rnnlm_core.row_groups import row_group_writer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import ROW_GROUP, Tokens, token_batches, token_facts, token_tokenizer, too_short
@@ -138,20 +140,6 @@ def _other_rows(path: Path, found: str) -> IntegrityError:
     return IntegrityError("not the rows of a corpus", f"{path} ({found})", "run the same command again to rebuild it")
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """Return all ids of a split in their smallest type (one or two bytes a token for any usual vocabulary)."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        rows, kind = sum(_row_groups(file.metadata, path)), file.schema_arrow.field("id").type.to_pandas_dtype()
-    ids = np.empty(rows, dtype=kind)
-    start = 0
-    for batch in id_batches(path):
-        ids[start : start + len(batch)] = batch
-        start += len(batch)
-    return ids
-
-
 def id_type(vocabulary_size: int) -> Any:
     """Return the smallest unsigned numpy type that holds every id."""
     return next(t for t in (np.uint8, np.uint16, np.uint32) if vocabulary_size - 1 <= np.iinfo(t).max)
@@ -176,16 +164,19 @@ def _write_split(
     path: Path, start: int, length: int, words: Vocabulary, cut: Tokenizer, target: Path, metadata: dict[str, str]
 ) -> SplitFacts:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kind = id_type(len(words))
-    schema = pa.schema([("id", pa.from_numpy_dtype(kind))], metadata=metadata)
+    schema = pa.schema([pa.field("id", pa.from_numpy_dtype(kind), nullable=False)], metadata=metadata)
     unknown = chars = written = 0
     after_blank = False
-    with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
+    # Parquet keeps an id in four bytes. With the first of each together, then the second, three quarters are zeros, and
+    # zstd packs the ids as tightly as a dictionary would, in a third of the time.
+    split = {"use_dictionary": False, "column_encoding": {"id": "BYTE_STREAM_SPLIT"}}
+    packed = {"compression": "zstd", "compression_level": 1, "write_statistics": False}
+    with row_group_writer(target, schema, ROW_GROUP, **split, **packed) as write:
         for indices, dictionary in _slice(token_batches(path), start, length):
-            ids = np.array(words[dictionary], dtype=kind)[indices]
-            counts = np.bincount(indices, minlength=len(dictionary))
+            ids = look_up(np.array(words[dictionary], dtype=kind), indices)
+            counts = count(indices, len(dictionary))
             widths = np.array(cut.widths(dictionary), dtype=np.int64)
             chars += int(widths @ counts)
             if not written:
@@ -197,7 +188,7 @@ def _write_split(
             # A text may hold `<unk>` itself, as published: that is a word like any other.
             unknown += int(np.array([token not in words for token in dictionary]) @ counts)
             written += len(ids)
-            writer.write_table(pa.table([pa.array(ids)], schema=schema), row_group_size=ROW_GROUP)
+            write(pa.array(ids))
     return SplitFacts(written, unknown, chars)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from rnnlm_core.errors import unknown_name
 
-KINDS: Final = ("text", "tokens", "statistics", "vocabulary", "corpus", "checkpoint", "model", "comparison")
+KINDS: Final = ("text", "tokens", "statistics", "vocabulary", "corpus", "ids", "checkpoint", "model", "comparison")
 POINTS: Final = (
     *(f"{step}:{kind}" for kind in KINDS for step in ("drafted", "filled", "sealed", "published")),
     "removed",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary, read_ids
+from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary
 from rnnlm_core.errors import DataError
+from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, load_model
 from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.store import Handle, Store
@@ -32,7 +33,7 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     if saved.about.get("vocabulary") != corpus_vocabulary(folder):
         raise DataError("model and corpus have different vocabularies", f"{model}, {corpus}", "train on this corpus")
     facts = corpus_facts(folder)[split]
-    ids = torch.from_numpy(read_ids(folder / f"{split}.parquet").astype("int32"))
+    ids = torch.from_numpy(mapped_ids(corpus, split, len(saved.vocabulary), store))
     nats = stream_loss(saved.model, ids)
     loss = nats / (len(ids) - 1)
     return Evaluated(

@@ -20,6 +20,9 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
 BYTES: tuple[str, ...] = tuple(chr(b if b in _PRINTABLE else 256 + _HIDDEN.index(b)) for b in range(256))
 """The character that stands for each byte."""
+_SEPARATORS = "\x1c\x1d\x1e\x1f"
+"""White space of Unicode that is none to Arrow's quick way with ASCII."""
+_STRANGE = 255
 _BYTE_OF = {character: byte for byte, character in enumerate(BYTES)}
 
 
@@ -36,7 +39,10 @@ class Tokenizer:
         return list(text)
 
     def encode(self, text: str) -> Any:
-        """Return the tokens of a text as a dictionary array, the dictionary in order of first appearance."""
+        """Return the tokens of a text as a dictionary array, the dictionary in order of first appearance.
+
+        Its indices are bytes where the text has no other characters.
+        """
         import pyarrow as pa
 
         # One byte a character where that is all it takes: the table is then one look-up of the C library.
@@ -91,7 +97,9 @@ class WordTokenizer(Tokenizer):
         if self.eos:
             text = text.replace("\n", f" {EOS} ")
         # Arrow 25 reads on behind a text that ends in white space: where it fills its buffer, with whatever lies there.
-        words = pc.utf8_split_whitespace(pa.array([text.rstrip()], pa.string())).flatten()
+        plain = text.isascii() and not any(separator in text for separator in _SEPARATORS)
+        split = pc.ascii_split_whitespace if plain else pc.utf8_split_whitespace
+        words = split(pa.array([text.rstrip()], pa.string())).flatten()
         return pc.dictionary_encode(words.filter(pc.not_equal(words, "")))
 
     def pieces(self, tokens: Iterable[str]) -> Iterator[str]:
@@ -251,12 +259,19 @@ def _by_first_appearance(points: np.ndarray, names: Any) -> Any:
 
 def _first_bytes(points: np.ndarray) -> tuple[bytes, np.ndarray]:
     """Return the kinds of bytes in order of first appearance, and the place of each byte among them."""
-    raw = rest = points.tobytes()
-    kinds = b""
-    while rest:  # as a rule once: the beginning has them all, and nothing is left
-        kinds += bytes(dict.fromkeys(rest[:4096]))
-        rest = rest.translate(None, kinds)
-    table = bytearray(256)
+    raw = points.tobytes()
+    kinds = bytes(dict.fromkeys(raw[:4096]))
+    found = _places(raw, kinds)
+    if _STRANGE in found:  # as a rule the beginning has them all
+        while rest := raw.translate(None, kinds):
+            kinds += bytes(dict.fromkeys(rest[:4096]))
+        found = _places(raw, kinds)
+    return kinds, np.frombuffer(found, dtype=np.uint8)
+
+
+def _places(raw: bytes, kinds: bytes) -> bytes:
+    """Return the place of each byte among the kinds, `_STRANGE` for those that are not there."""
+    table = bytearray([_STRANGE]) * 256
     for place, kind in enumerate(kinds):
         table[kind] = place
-    return kinds, np.frombuffer(raw.translate(table), dtype=np.uint8).astype(np.int32)
+    return raw.translate(table)

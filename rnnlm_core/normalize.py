@@ -99,7 +99,7 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
 
 def unix_line_ends(text: str) -> str:
     """Return a text whose lines end in LF: CR LF and CR are line ends as well."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _block_end(text: str, size: int, last: bool) -> int:
@@ -152,13 +152,12 @@ def _lines_of_letters(text: str) -> str:
     if len(text) < FEW:
         return "\n".join(_letters(line).strip() for line in text.split("\n"))
     found = _look_up(text, line_ends=True)
-    found = found[_starts_or_goes_on(found)]
-    space, end = found == _SPACE, found == _LINE_END
-    beside = np.zeros(len(found), dtype=bool)  # beside a line end, or at either end of the text
-    beside[1:] = end[:-1]
-    beside[:-1] |= end[1:]
-    beside[:1] = beside[-1:] = True
-    return _text_of(found[~(space & beside)])
+    kept = found != _SPACE
+    kept[:-1] |= found[1:] > _SPACE  # of a run the last, where a letter follows
+    found = found[kept]
+    kept = found != _SPACE
+    kept[1:] |= found[:-1] != _LINE_END
+    return _text_of(found[kept]).removeprefix(" ")
 
 
 def _look_up(text: str, line_ends: bool) -> np.ndarray:

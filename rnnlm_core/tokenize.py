@@ -14,8 +14,10 @@ import numpy as np
 
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import DataError
+from rnnlm_core.indices import narrow
 from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer, read_tokenizer, tokenizer
 from rnnlm_core.normalize import Normalizer, normalizer, read_blocks
+from rnnlm_core.row_groups import row_group_writer
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 
@@ -107,7 +109,8 @@ class Part:
         """Yield the text in blocks; `join_lines` lets the lines follow each other directly if the rule says so."""
         blocks: Iterable[str] = self.rule.blocks(read_blocks(self.path))
         if self.rule.joins_lines and join_lines:
-            blocks = (block.replace("\n", "") for block in blocks)
+            # In bytes, and back: a third of the time that `str.replace` takes.
+            blocks = (block.encode().replace(b"\n", b"").decode() for block in blocks)
         if not self.start and not self.max_chars:
             yield from blocks
             return
@@ -175,32 +178,32 @@ def _divide(whole: Part, shares: tuple[int, int, int] | None) -> dict[str, Part]
 def token_batches(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Yield the tokens of a parquet file as (indices, dictionary), one row group at a time.
 
-    The dictionary is in the order of first appearance within the row group.
+    Indices are bytes where the dictionary has at most 256 entries. The dictionary is in the order of first appearance
+    within the row group.
     """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             for chunk in file.read_row_group(group).column("token").chunks:
-                yield chunk.indices.to_numpy(zero_copy_only=False), chunk.dictionary.to_pylist()
+                yield narrow(chunk.indices.to_numpy(), len(chunk.dictionary)), chunk.dictionary.to_pylist()
 
 
 def _write_tokens(part: Part, cut: Tokenizer, target: Path) -> tuple[int, bool]:
     """Write the tokens of a file; return how many they are, and whether its text is nothing but white space."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema([("token", pa.dictionary(pa.int32(), pa.string()))])
+    kind = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([pa.field("token", kind, nullable=False)])  # nulls would cost a second column of levels
     total, blank = 0, True
     # A dictionary leaves a few bits a token, of which zstd would take a tenth at the price of all the rest; the least
     # and the greatest token of a row group say nothing.
-    options = {"compression": "none", "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(target, schema, use_dictionary=True, **options) as writer:
+    with row_group_writer(target, schema, use_dictionary=True, compression="none", write_statistics=False) as write:
         for piece in _row_groups(part.tokenizable(cut), cut):
             column = cut.encode(piece)
             total += len(column)
             blank = blank and piece.isspace()
-            writer.write_table(pa.table([column], schema=schema), row_group_size=max(len(column), 1))
+            write(pa.DictionaryArray.from_arrays(column.indices.cast(pa.int32()), column.dictionary))
     return total, blank
 
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, PLACE, ModelConfig, TrainConfig
-from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary, read_ids
+from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary
 from rnnlm_core.cuda_graph import Buffers, Updates
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped
 from rnnlm_core.evaluate import stream_loss
+from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.output_loss import output_loss
@@ -78,10 +79,12 @@ def train(
         made_with = f"the corpus was made with {corpus_vocabulary(folder)[:12]}, given {vocabulary.sha256[:12]}"
         raise IntegrityError("the vocabulary is not that of the corpus", made_with, "give the two that belong together")
     splits = {
-        name: torch.from_numpy(read_ids(folder / f"{name}.parquet").astype("int32"))
+        name: torch.from_numpy(mapped_ids(corpus, name, len(words), store))
         for name in ("train", "valid")
         if (folder / f"{name}.parquet").exists()
     }
+    if (device := pick_device(config.device)).type != "cpu":  # there they are indexed as they are: widened once
+        splits = {name: ids.to(device, torch.int32) for name, ids in splits.items()}
     checkpoints = Checkpoints(store, key)
     fitted = fit(
         cell, len(words), splits["train"], splits.get("valid"), model, config,

@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 
 from rnnlm_core.errors import DataError, IntegrityError
+from rnnlm_core.indices import count
 from rnnlm_core.splits import split_lengths
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import Tokens, token_batches, token_facts, token_tokenizer
@@ -168,6 +169,6 @@ def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:
 
 def add_counts(counts: dict[str, int], indices: np.ndarray, dictionary: Sequence[str]) -> None:
     """Add how often each token of a dictionary occurs among the indices, new tokens in the dictionary's order."""
-    for token, n in zip(dictionary, np.bincount(indices, minlength=len(dictionary)), strict=True):
+    for token, n in zip(dictionary, count(indices, len(dictionary)).tolist(), strict=True):
         if n:
-            counts[token] = counts.get(token, 0) + int(n)
+            counts[token] = counts.get(token, 0) + n

@@ -12,7 +12,7 @@ from rnnlm_core.store import Store
 
 NUM_BYTES = 74_000_000
 TIMES = 10
-STAGES = ("tokenize", "vocabulary", "corpus")
+STAGES = ("tokenize", "vocabulary", "corpus", "statistics")
 PEER = "d2l 0.17.6, all in one"
 
 

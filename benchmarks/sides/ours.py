@@ -69,14 +69,15 @@ def to_perplexity(
 
     from rnnlm_core import cores
     from rnnlm_core.config import ModelConfig, TrainConfig
-    from rnnlm_core.corpus import read_ids
+    from rnnlm_core.mapped_ids import mapped_ids
     from rnnlm_core.store import Handle, Store
     from rnnlm_core.train import fit
     from rnnlm_core.vocabulary import Vocabulary
 
     there = Store(Path(store))
     words = Vocabulary.load(there.open(Handle("vocabulary", vocabulary)))
-    ids = torch.from_numpy(read_ids(there.open(Handle("corpus", corpus)) / "train.parquet").astype("int32"))
+    there.open(Handle("corpus", corpus))
+    ids = torch.from_numpy(mapped_ids(Handle("corpus", corpus), "train", len(words), there))
     config = TrainConfig(**train)
 
     def progress(epoch: "Epoch") -> None:
@@ -169,7 +170,7 @@ def _shares() -> int:
 
 def _import_arrow() -> None:
     """Import what the core imports when it needs it: the book's package imports all it has at once."""
-    for name in ("pyarrow.compute", "pyarrow.parquet"):
+    for name in ("pyarrow.compute", "pyarrow.parquet", "pandas"):
         importlib.import_module(name)
 
 
@@ -201,6 +202,7 @@ def text_in_memory(turns: Turns, path: str, level: str) -> None:
     import numpy as np
 
     from rnnlm_core.corpus import id_type
+    from rnnlm_core.indices import look_up
     from rnnlm_core.levels import tokenizer
     from rnnlm_core.normalize import normalizer
     from rnnlm_core.tokenize import Part
@@ -218,7 +220,7 @@ def text_in_memory(turns: Turns, path: str, level: str) -> None:
             pieces.append((indices, dictionary))
         vocabulary = Vocabulary(counts)
         kind = id_type(len(vocabulary))
-        ids = np.concatenate([np.array(vocabulary[dictionary], dtype=kind)[indices] for indices, dictionary in pieces])
+        ids = np.concatenate([look_up(np.array(vocabulary[words], dtype=kind), indices) for indices, words in pieces])
         turns.end(Path(path).stat().st_size, tokens=len(ids), vocabulary=len(vocabulary))
 
 
@@ -227,6 +229,7 @@ def text_stage(
 ) -> None:
     """Do one stage of `text` and report the largest memory of this process; the only block."""
     from rnnlm_core.corpus import build_corpus
+    from rnnlm_core.statistics import statistics
     from rnnlm_core.store import Handle, Store
     from rnnlm_core.tokenize import Tokens, tokenize
     from rnnlm_core.vocabulary import build_vocabulary
@@ -239,8 +242,10 @@ def text_stage(
         made, num_tokens = cut.handle, cut.num_tokens
     elif stage == "vocabulary":
         made = build_vocabulary(Tokens(known["tokens"], num_tokens), shares, 1, (), there).handle
-    else:
+    elif stage == "corpus":
         made = build_corpus(Tokens(known["tokens"], num_tokens), known["vocabulary"], shares, 0, there).handle
+    else:
+        made = statistics(Tokens(known["tokens"], num_tokens), there).handle
     turns.end(1, peak=peak_bytes(), kind=made.kind, sha256=made.sha256, num_tokens=num_tokens)
 
 

@@ -23,7 +23,6 @@ from rnnlm_core.corpus import (
     corpus_facts,
     id_batches,
     id_type,
-    read_ids,
 )
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer
@@ -66,6 +65,10 @@ def _built(
     vocabulary = build_vocabulary(tokens, shares, min_freq, (), store)
     corpus = build_corpus(tokens, vocabulary.handle, shares, max_tokens, store)
     return corpus, Vocabulary.load(store.open(vocabulary.handle))
+
+
+def read_ids(path: Path) -> np.ndarray:
+    return np.concatenate(list(id_batches(path)))
 
 
 def _ids(store: Store, corpus: Corpus) -> dict[str, list[int]]:
@@ -250,6 +253,16 @@ def test_pandas_reads_a_split_without_us(store: Store) -> None:
     assert "".join(vocabulary.to_tokens(frame["id"].tolist())) == text[136:153]
 
 
+@pytest.mark.parametrize(("level", "most_bits"), [("char", 5), ("word", 5)])
+def test_ids_take_no_more_room_than_their_variety_needs(level: str, most_bits: int, store: Store) -> None:
+    """In an `int32` of Parquet each would take 32 bits."""
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopq"), size=300_000)
+    text = ("" if level == "char" else " ").join(letters)
+    corpus, _ = _built(store, _text(store, whole=text), (1, 0, 0), level=level)
+    size = (store.open(corpus.handle) / "train.parquet").stat().st_size
+    assert size * 8 < most_bits * corpus.splits["train"].num_tokens
+
+
 def test_the_schema_names_where_the_ids_come_from(store: Store) -> None:
     text = _text(store, whole="The end. " * 20)
     tokens = tokenize(text, "letters", "word", store)
@@ -281,6 +294,13 @@ def test_facts_and_conventions_lie_beside_the_ids(store: Store) -> None:
 def test_a_split_without_a_share_has_no_file(store: Store, shares: Shares, files: list[str]) -> None:
     corpus, _ = _built(store, _text(store, whole="abcdefghij" * 10), shares)
     assert sorted(path.stem for path in store.open(corpus.handle).glob("*.parquet")) == files
+
+
+def test_words_of_a_long_line_fill_several_row_groups(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "ROW_GROUP", 100)
+    corpus, _ = _built(store, _text(store, whole="a b " * 175), (1, 0, 0), level="word")
+    batches = id_batches(store.open(corpus.handle) / "train.parquet")
+    assert [len(batch) for batch in batches] == [100, 100, 100, 50]
 
 
 def test_ids_are_written_and_read_a_row_group_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

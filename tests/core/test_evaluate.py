@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rnnlm_core import evaluate as evaluate_module
 from rnnlm_core.config import CELLS, ModelConfig
-from rnnlm_core.corpus import build_corpus, read_ids
+from rnnlm_core.corpus import build_corpus, id_batches
 from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.evaluate import evaluate, stream_loss
@@ -111,7 +111,7 @@ def publish(store: Store, built: Any, level: str, eos: str = "none") -> tuple[Ha
 def test_characters_carry_their_loss_in_bits(split: str, characters: Any, store: Store) -> None:
     handle, model = publish(store, characters, "char")
     found = evaluate(handle, characters.corpus, split, store)
-    ids = torch.from_numpy(read_ids(store.open(characters.corpus) / f"{split}.parquet").astype("int64"))
+    ids = torch.from_numpy(next(id_batches(store.open(characters.corpus) / f"{split}.parquet")).astype("int64"))
     assert found.split == split
     assert found.num_tokens == len(ids) == 400
     assert found.loss == pytest.approx(naive_nats(model, ids) / (len(ids) - 1), rel=1e-5)

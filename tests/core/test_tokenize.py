@@ -399,10 +399,13 @@ def test_the_time_machine_has_its_words_and_characters(store: Store, mirror: Pat
     assert counts == {("d2l-lines", "char"): 170_580, ("d2l-whole", "char"): 173_428, ("letters", "word"): 32_775}
 
 
-def test_indices_are_integers(store: Store) -> None:
-    tokens = tokenize(_text(store, whole="abc"), "none", "char", store)
-    for indices, _ in token_batches(store.open(tokens.handle) / "whole.parquet"):
-        assert indices.dtype == np.int32
+@pytest.mark.parametrize(("kinds", "dtype"), [(256, np.uint8), (257, np.int32)])
+def test_indices_are_bytes_where_there_are_few_kinds(kinds: int, dtype: Any, store: Store) -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + kinds)))
+    tokens = tokenize(_text(store, whole=text), "none", "char", store)
+    for indices, dictionary in token_batches(store.open(tokens.handle) / "whole.parquet"):
+        assert indices.dtype == dtype
+        assert "".join(dictionary[i] for i in indices) == text
 
 
 @pytest.mark.parametrize("level", ["char", "word", "byte", "bpe"])

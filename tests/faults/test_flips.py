@@ -41,7 +41,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_every_flip_of_an_artifact_is_found(store: Store) -> None:
     handles = list(store.handles())
-    assert {"text", "tokens", "statistics", "vocabulary", "corpus", "model", "checkpoint"} == {h.kind for h in handles}
+    assert {"text", "tokens", "statistics", "vocabulary", "corpus", "ids", "model", "checkpoint"} == {
+        h.kind for h in handles
+    }
     draw = random.Random(0)
     believed = []
     for _ in range(FLIPS):

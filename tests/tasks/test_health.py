@@ -67,9 +67,9 @@ def test_a_project_without_anything_has_no_faults(bare_home: Path) -> None:
     assert not (bare_home / "mlflow.db").exists()
 
 
-@pytest.mark.parametrize("kind", ["text", "tokens", "vocabulary", "corpus", "model"])
+@pytest.mark.parametrize("kind", ["text", "tokens", "vocabulary", "corpus", "ids", "model"])
 def test_a_flipped_bit_of_any_artifact_is_found_and_the_artifact_removed(kind: str, trained: TrackedTraining) -> None:
-    (handle,) = (handle for handle in workspace.store().handles() if handle.kind == kind)
+    handle = next(workspace.store().handles(kind))  # of `ids`, one a split
     path = next(p for p in sorted(workspace.store().path(handle).iterdir()) if p.name != "manifest.json")
     flip(path)
     faults = list(health.verify())
