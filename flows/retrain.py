@@ -179,7 +179,7 @@ def _judged_on_its_text(
         Handle(kind, run.tags.get(f"rnnlm.{kind}_sha256", "")) for kind in ("model", "vocabulary")
     )  # fmt: skip
     store = workspace.store()
-    if lost := next((handle for handle in (model, words) if store.fault(handle)), None):
+    if lost := next((handle for handle in (model, words) if store.bring(handle)), None):
         return _keep(version, f"{cannot}: its {lost.kind} is not here"), None
     text, tokens = submit_tokens(config, resolve(config.corpus.name))
     parent = tracked_runs.find_model_run(summary["parent_run_id"])

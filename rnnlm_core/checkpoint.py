@@ -1,12 +1,14 @@
 """Checkpoints: a training can be killed anywhere and goes on from its last complete checkpoint.
 
 A checkpoint is an artifact (safetensors beside JSON, verified when opened) and a small pointer file that is replaced
-atomically after the artifact is complete. The last two are kept.
+atomically after the artifact is complete. The last two are kept. Both go to the store's remote as well, so that another
+machine can go on.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from rnnlm_core.store import Handle, Store, check_space, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rnnlm_core.remote import Remote
 
 KEPT = 2
 NO_STATE = (OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -52,19 +56,28 @@ def unlisted(store: Store) -> Iterator[tuple[str, Handle]]:
                 yield "", handle
 
 
+def unlisted_copies(remote: "Remote") -> Iterator[Handle]:
+    """Yield each checkpoint of a remote that no list there names."""
+    lists = [_digests(remote.read(name)) for name in remote.names("checkpoint") if name.endswith(".json")]
+    listed = {digest for digests in lists for digest in digests or []}
+    yield from (handle for handle in remote.handles("checkpoint") if handle.sha256 not in listed)
+
+
 class Checkpoints:
     """The checkpoints of one training, found by the training's key."""
 
     def __init__(self, store: Store, key: str) -> None:
         self.store, self.key = store, key
         self.pointer: Path = store.root / "checkpoint" / f"{key}.json"
+        self.remote_pointer = f"checkpoint/{key}.json"
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint, then point to it, then drop all but the last two."""
         from safetensors.torch import save_file
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
-        with self.store.draft("checkpoint") as draft:
+        # Here first, list and all: whatever becomes of the upload, this machine goes on from it.
+        with Store(self.store.root).draft("checkpoint") as draft:
             # Beforehand: safetensors maps its file into memory, and a full disk would then be a signal, not an error.
             check_space(draft.folder, sum(t.nbytes for t in tensors.values()) + ROOM)
             save_file(tensors, draft.folder / "state.safetensors")
@@ -73,9 +86,13 @@ class Checkpoints:
             (draft.folder / "state.json").write_text(json.dumps(content))
             handle = draft.publish()
         digests = [handle.sha256, *(d for d in self.digests() if d != handle.sha256)]
-        write_atomically(self.pointer, json.dumps(digests[:KEPT]).encode())
+        listed = json.dumps(digests[:KEPT]).encode()
+        write_atomically(self.pointer, listed)
+        if self.store.remote is not None:
+            self.store.remote.upload(handle, self.store.path(handle))
+            self.store.remote.write(self.remote_pointer, listed)
         for digest in digests[KEPT:]:
-            self.store.remove(Handle("checkpoint", digest))
+            self.store.discard(Handle("checkpoint", digest))
 
     def load(self) -> tuple[Snapshot | None, list[str]]:
         """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
@@ -106,19 +123,38 @@ class Checkpoints:
         digests = self.digests()
         self.pointer.unlink(missing_ok=True)
         crashpoint("unlisted")
+        if self.store.remote is not None:
+            self.store.remote.remove(self.remote_pointer)
         for digest in digests:
-            self.store.remove(Handle("checkpoint", digest))
+            self.store.discard(Handle("checkpoint", digest))
 
     def digests(self, faults: list[str] | None = None) -> list[str]:
-        """Return the digests of the pointer, newest first; what is wrong with the pointer is added to `faults`."""
-        try:
-            digests = json.loads(self.pointer.read_text())
-        except FileNotFoundError:
-            return []
-        except (ValueError, RecursionError):
-            digests = None
-        if isinstance(digests, list) and all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in digests):
-            return digests
-        if faults is not None:
-            faults.append(f"damaged checkpoint list {self.pointer}")
+        """Return the digests of the list here, or else of the remote's, newest first.
+
+        What is wrong with a list is added to `faults`.
+        """
+        for place, content in self._lists():
+            digests = _digests(content)
+            if digests is not None:
+                return digests
+            if faults is not None:
+                faults.append(f"damaged checkpoint list {place}")
         return []
+
+    def _lists(self) -> Iterator[tuple[object, bytes]]:
+        with suppress(FileNotFoundError):
+            yield self.pointer, self.pointer.read_bytes()
+        if self.store.remote is not None:
+            content = self.store.remote.read(self.remote_pointer)
+            if content is not None:
+                yield f"{self.store.remote}/{self.remote_pointer}", content
+
+
+def _digests(content: bytes | None) -> list[str] | None:
+    """Return the digests of a list, None if it is damaged or gone."""
+    try:
+        digests = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(digests, list) and all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in digests)
+    return digests if whole else None

@@ -27,11 +27,13 @@ POINTS: Final = (
     "champion moved",
     "flow finished",
 )
-"""Every point there is.
+REMOTE_POINTS: Final = ("uploading", "uploaded")
+"""Every point there is, and those that only a store with a remote has.
 
 A draft is `drafted` (an empty folder), `filled`, `sealed` (with its manifest), `published` (under its name). What is
 `removed` has left its place but is still on the disk. A single file is `written` under a temporary name and then
-`replaced`; the checkpoints of a training are `unlisted` before they are removed. The rest is told to MLflow.
+`replaced`; the checkpoints of a training are `unlisted` before they are removed. `uploading`, an artifact lies in the remote
+without its manifest; `uploaded`, with it. The rest is told to MLflow.
 """
 
 _reached: Counter[str] = Counter()
@@ -43,8 +45,8 @@ def crashpoint(name: str) -> None:
     if not wanted:
         return
     point, _, number = wanted.partition("@")
-    if point not in POINTS:
-        raise unknown_name("crash point", point, list(POINTS))
+    if point not in POINTS + REMOTE_POINTS:
+        raise unknown_name("crash point", point, [*POINTS, *REMOTE_POINTS])
     if point != name:
         return
     _reached[name] += 1

@@ -59,7 +59,7 @@ def _made_before(pointer: Path, wanted: dict[str, str], store: Store) -> Path | 
 
 def _make(path: Path, wanted: dict[str, str], vocabulary_size: int, store: Store) -> Handle:
     """Write a split of a corpus as a flat file, a row group at a time."""
-    with store.draft(KIND) as draft:
+    with Store(store.root).draft(KIND) as draft:  # no remote needs what every machine can make of the corpus
         with (draft.folder / DATA).open("wb") as file:
             for batch in id_batches(path):
                 if int(batch.max(initial=0)) >= vocabulary_size:

@@ -2,7 +2,8 @@
 
 An artifact is a folder of files and a `manifest.json` that lists their sizes and digests; the digest of the
 manifest is the artifact's name. It appears complete, by one rename, and is verified before it is believed. The
-store knows nothing of what the files mean, nor of who asks.
+store knows nothing of what the files mean, nor of who asks. The folder is what is worked on; a remote, if there is one,
+receives each artifact when it is published and is asked for those that are not here.
 """
 
 import errno
@@ -17,10 +18,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import IntegrityError, ResourceError
+
+if TYPE_CHECKING:
+    from rnnlm_core.remote import Remote
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"
@@ -139,12 +144,8 @@ def folder_fault(folder: Path, sha256: str = "") -> str:
 
 
 def _fault(folder: Path, sha256: str) -> str:
-    manifest = (folder / MANIFEST).read_bytes()
-    if sha256 and hashlib.sha256(manifest).hexdigest() != sha256:
-        return "has a changed manifest"
-    try:
-        files = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in json.loads(manifest)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    files = manifest_files((folder / MANIFEST).read_bytes(), sha256)
+    if files is None:
         return "has a changed manifest"
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     if strange := sorted(there - files.keys() - {MANIFEST}):
@@ -158,15 +159,28 @@ def _fault(folder: Path, sha256: str) -> str:
     return ""
 
 
+def manifest_files(manifest: bytes, sha256: str = "") -> dict[str, tuple[int, str]] | None:
+    """Return size and digest of each file that a manifest lists, None if it is not the manifest of this digest."""
+    if sha256 and hashlib.sha256(manifest).hexdigest() != sha256:
+        return None
+    try:
+        files = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in json.loads(manifest)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    # Who writes a manifest chooses its digest as well: a name shall not lead out of the artifact's folder.
+    paths = map(PurePosixPath, files)
+    return None if any(path.is_absolute() or ".." in path.parts for path in paths) else files
+
+
 def _names_an_artifact(handle: Handle) -> bool:
     return re.fullmatch("[a-z]+/[0-9a-f]{64}", f"{handle.kind}/{handle.sha256}") is not None
 
 
 class Store:
-    """A folder of artifacts: `root/kind/sha256/`."""
+    """A folder of artifacts: `root/kind/sha256/`, and the remote that they are shared through, if any."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: "Remote | None" = None) -> None:
+        self.root, self.remote = root, remote
 
     def path(self, handle: Handle) -> Path:
         """Return where the artifact lies (whether it is there or not).
@@ -178,11 +192,11 @@ class Store:
         return self.root / handle.kind / handle.sha256
 
     def open(self, handle: Handle) -> Path:
-        """Return the artifact's folder after verifying every file in it.
+        """Return the artifact's folder after verifying every file in it; what is not here is fetched.
 
         Raises `IntegrityError` if it is missing, incomplete or changed.
         """
-        fault = self.fault(handle)
+        fault = self.bring(handle)
         if fault:
             raise IntegrityError(
                 f"artifact {handle} {fault}", self.path(handle), "run the same command again to rebuild it"
@@ -190,10 +204,40 @@ class Store:
         return self.path(handle)
 
     def fault(self, handle: Handle) -> str:
-        """Return what is wrong with an artifact in a few words, or "" if it is whole."""
+        """Return what is wrong with the artifact in this folder in a few words, or "" if it is whole."""
         if not _names_an_artifact(handle):
             return "is no name of an artifact"
         return folder_fault(self.path(handle), handle.sha256)
+
+    def bring(self, handle: Handle) -> str:
+        """Fetch an artifact from the remote unless it is whole here; return what is wrong with it after that.
+
+        A copy that does not verify is withdrawn: whoever makes the artifact again uploads it again.
+        """
+        fault = self.fault(handle)
+        if not fault or self.remote is None or not _names_an_artifact(handle):
+            return fault
+        with self.draft(handle.kind) as draft:
+            theirs = self.remote.download(handle, draft.folder)
+            if not theirs:
+                draft.settle(handle)
+                return ""
+        if theirs == "is missing":
+            return fault
+        self.remote.withdraw(handle)
+        return f"{fault}, and the copy in {self.remote} {theirs}"
+
+    def loss(self, handle: Handle) -> str:
+        """Return what is wrong with an artifact that could not be brought, by all that can be told without its bytes."""
+        fault = self.fault(handle)
+        here = not fault or self.remote is None or not _names_an_artifact(handle)
+        return fault if here or not self.remote.holds(handle) else ""
+
+    def fault_of_copy(self, handle: Handle) -> str:
+        """Read the remote's copy of an artifact and return what is wrong with it; nothing of it is kept."""
+        assert self.remote is not None
+        with self.draft(handle.kind) as draft:
+            return self.remote.download(handle, draft.folder)
 
     def handles(self, kind: str = "*") -> Iterator[Handle]:
         """Yield every artifact that is there (of one kind), whole or not."""
@@ -213,6 +257,13 @@ class Store:
             pass
         finally:
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def discard(self, handle: Handle) -> None:
+        """Remove an artifact here and in the remote: nobody will ask for it again."""
+        if self.path(handle).exists():
+            self.remove(handle)
+        if self.remote is not None:
+            self.remote.discard(handle)
 
     def remove_damaged(self, handle: Handle) -> str:
         """Remove an artifact unless it is whole (again); return what was wrong with it, or "" if it stays."""
@@ -264,7 +315,7 @@ class Draft:
         self.store, self.kind, self.folder = store, kind, folder
 
     def publish(self) -> Handle:
-        """Seal the folder with its manifest and move it to its place; equal content is kept once."""
+        """Seal the folder with its manifest, move it to its place, upload it; equal content is kept once."""
         crashpoint(f"filled:{self.kind}")
         files = {}
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
@@ -272,11 +323,18 @@ class Draft:
                 "bytes": path.stat().st_size,
                 "sha256": file_sha256(path),
             }
-            sync_file(path)
         manifest = json.dumps({"kind": self.kind, "files": files}, indent=1, sort_keys=True).encode()
         handle = Handle(self.kind, hashlib.sha256(manifest).hexdigest())
         (self.folder / MANIFEST).write_bytes(manifest)
-        sync_file(self.folder / MANIFEST)
+        self.settle(handle)
+        if self.store.remote is not None:
+            self.store.remote.upload(handle, self.store.path(handle))
+        return handle
+
+    def settle(self, handle: Handle) -> None:
+        """Move a folder that has its manifest to its place."""
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            sync_file(path)
         sync_file(self.folder)
         self.folder.chmod(0o755)
         crashpoint(f"sealed:{self.kind}")
@@ -290,4 +348,3 @@ class Draft:
                     self.folder.rename(place)
             sync_file(place.parent)
         crashpoint(f"published:{self.kind}")
-        return handle

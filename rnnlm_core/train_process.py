@@ -37,6 +37,7 @@ class Job:
     """What a child is asked to train.
 
     `threads` = 0 leaves the number of threads to PyTorch; a checkpoint is written every `checkpoint_seconds`.
+    `remote` is the address of the store's remote, if it has one.
     """
 
     cell: str
@@ -48,6 +49,7 @@ class Job:
     key: str
     threads: int = 1
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    remote: str = ""
 
 
 def train_in_child(
@@ -237,6 +239,11 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
         say(usage=meter.read())
         say(epoch=asdict(epoch))
 
+    store = Store(Path(fields["store"]))
+    if fields["remote"]:
+        from rnnlm_core.remote import connect
+
+        store.remote = connect(fields["remote"])
     if fields["threads"]:
         torch.set_num_threads(fields["threads"])
     trained = train(
@@ -245,7 +252,7 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
         Handle(**fields["vocabulary"]),
         ModelConfig(**fields["model"]),
         TrainConfig(**fields["train"]),
-        Store(Path(fields["store"])),
+        store,
         key=fields["key"],
         checkpoint_seconds=fields["checkpoint_seconds"],
         progress=progress,

@@ -2,7 +2,7 @@
 
 The key of a stage is its name, what identifies its inputs, and a digest of the core sources it runs. Paths, run ids
 and hosts are no part of it. A record is JSON; it counts only while every artifact it names verifies and every MLflow
-run it names exists.
+run it names exists. Where hosts share their artifacts they share the records as well, each judged where it is read.
 """
 
 import ast
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from rnnlm_core.errors import ResourceError
 from rnnlm_core.native import HEADER, SOURCES
-from rnnlm_core.store import Handle, check_space
+from rnnlm_core.store import Handle, check_space, write_atomically
 from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
 
@@ -34,6 +34,10 @@ Result = TypeVar("Result")
 READER: Final = "rnnlm-verified"
 LARGEST_WRAPPING: Final = 4096
 """Bytes that Prefect writes around a record (which it also escapes) at most."""
+RECORDS: Final = "records"
+"""The folder of the records that hosts share."""
+NO_RECORD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a record raises that is none."""
 RESULTS: dict[str, type] = {}
 """The classes a record can hold, by name: nothing else is ever built from one."""
 
@@ -44,6 +48,10 @@ class NoIdentity(Exception):  # noqa: N818 - no error: an input whose content no
 
 class NotWhole(Exception):  # noqa: N818 - tells Prefect that a record does not count
     """A record names something that is gone or changed."""
+
+
+class Foreign(ValueError):  # noqa: N818 - says what a record is
+    """A record that names another reader than ours."""
 
 
 def stage(
@@ -61,7 +69,7 @@ def stage(
             name=function.__name__,
             task_run_name=task_run_name or function.__name__,
             cache_policy=ContentPolicy(core_module=core_module).configure(
-                isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=KernelLocks()
+                isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=RecordLocks()
             ),
             persist_result=True,
             result_serializer=VerifiedSerializer(),
@@ -90,6 +98,7 @@ class ContentPolicy(CachePolicy):
             key = cache_key(task_ctx.task.name, inputs, self.core_module)
             if key is not None:
                 _drop_foreign_record(key)
+                _fetch_record(key)
         except Exception as error:
             # Prefect would go on without a word on the screen, and the work would be lost to the cache.
             progress.warn("cache", f"no key for {task_ctx.task.name}, its result will not be kept: {error!r}")
@@ -118,6 +127,57 @@ def _drop_unless_ours(record: Path) -> None:
         else:
             record.unlink(missing_ok=True)
         progress.warn("cache", f"not a record of ours: {record}: removed, doing it again")
+
+
+class RecordLocks(KernelLocks):
+    """Locks of records that travel: what was recorded under one is shared before it is freed."""
+
+    def release_lock(self, key: str, holder: str) -> None:
+        """Share the record, then do what `KernelLocks` does."""
+        try:
+            _share_record(Path(key).name)
+        finally:
+            super().release_lock(key, holder)
+
+
+def _fetch_record(key: str) -> None:
+    """Take over another host's record of what is not on record here, if it counts here."""
+    record = Path(get_current_settings().results.local_storage_path) / key
+    remote = None if record.exists() else workspace.remote()
+    if remote is None:
+        return
+    try:
+        content = remote.read(f"{RECORDS}/{key}")
+        if content is None or content_fault(content):
+            return
+    except ResourceError as error:
+        progress.warn("cache", f"records of other hosts are not looked at: {error}")
+        return
+    with KernelLocks().if_free(key) as free:
+        if free and not record.exists():
+            write_atomically(record, content)
+
+
+def _share_record(key: str) -> None:
+    """Give the other hosts a record and all that it names; the record of a failure stays here."""
+    remote = workspace.remote()
+    if remote is None:
+        return
+    try:
+        content = (Path(get_current_settings().results.local_storage_path) / key).read_bytes()
+        result = _result(content)
+    except (*NO_RECORD, OSError):  # nothing was recorded
+        return
+    try:
+        if result is None or remote.read(f"{RECORDS}/{key}") == content:
+            return
+        for handle in _handles(result):
+            if (folder := workspace.store().path(handle)).is_dir():  # recorded before there was a remote
+                remote.upload(handle, folder)
+        remote.write(f"{RECORDS}/{key}", content)
+    except ResourceError as error:
+        # Prefect would log it and take the stage back, which is done.
+        progress.warn("cache", f"the record of {key.partition('-')[0]} is not shared with other hosts: {error}")
 
 
 def cache_key(name: str, inputs: dict[str, Any], core_module: str) -> str | None:
@@ -207,8 +267,8 @@ class VerifiedSerializer(Serializer):
         if "failure" in record:
             raise NotWhole(record["failure"])
         result = read_result(record)
-        for fault in faults(result):
-            _warn_once(record["result"], fault)
+        for fault in faults(result, _bring):
+            _warn_once(f"{fault}: doing it again ({record['result']})")
             raise NotWhole(fault)
         return result
 
@@ -229,24 +289,59 @@ def read_result(record: dict[str, Any]) -> Any:
 
 def record_fault(record: Path) -> str:
     """Return why a record does not count, in a few words, or "" if it does."""
+    return content_fault(record.read_bytes())
+
+
+def content_fault(record: bytes) -> str:
+    """Return what `record_fault` does, for the bytes of a record."""
     try:
-        content = json.loads(record.read_bytes())
-        if content.keys() == {"failure"}:  # a flow's; Prefect keeps failures, and nothing is ever read from them
-            return ""
-        if content["metadata"]["serializer"]["type"] != READER:
-            return "not a record of ours"
-        result = json.loads(content["result"])
-        if "failure" in result:
-            return ""
-        return next(faults(read_result(result)), "")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return next(faults(_result(record), workspace.store().loss), "")
+    except Foreign:
+        return "not a record of ours"
+    except NO_RECORD:
         return "damaged"
 
 
-def faults(result: Any) -> Iterator[str]:
-    """Yield what is wrong with the artifacts and MLflow runs that a result names."""
+def _result(record: bytes) -> Any:
+    """Return the result that a record as Prefect writes it holds, None for that of a failure.
+
+    Raises one of `NO_RECORD` if it is none.
+    """
+    content = json.loads(record)
+    if content.keys() == {"failure"}:  # a flow's; Prefect keeps failures, and nothing is ever read from them
+        return None
+    if content["metadata"]["serializer"]["type"] != READER:
+        raise Foreign
+    result = json.loads(content["result"])
+    return None if "failure" in result else read_result(result)
+
+
+def _bring(handle: Handle) -> str:
+    """Return what is wrong with an artifact that cannot be had; say when a damaged one was replaced."""
+    store = workspace.store()
+    fault = store.fault(handle)
+    lost = fault and store.bring(handle)
+    if fault not in ("", "is missing") and not lost:
+        _warn_once(f"artifact {handle} {fault}: fetched from {store.remote}")
+    return lost
+
+
+def _handles(result: Any) -> Iterator[Handle]:
+    """Yield the artifacts that a result names."""
     if isinstance(result, Handle):
-        fault = workspace.store().fault(result)
+        yield result
+    elif dataclasses.is_dataclass(result):
+        for item in dataclasses.fields(result):
+            yield from _handles(getattr(result, item.name))
+    elif isinstance(result, list | tuple):
+        for part in result:
+            yield from _handles(part)
+
+
+def faults(result: Any, fault_of: Callable[[Handle], str]) -> Iterator[str]:
+    """Yield what is wrong with the artifacts (as `fault_of` sees them) and MLflow runs that a result names."""
+    if isinstance(result, Handle):
+        fault = fault_of(result)
         if fault:
             yield f"artifact {result} {fault}"
     elif dataclasses.is_dataclass(result):
@@ -256,16 +351,16 @@ def faults(result: Any) -> Iterator[str]:
                 if not tracked_runs.run_exists(value):
                     yield f"MLflow run {value} is gone"
             else:
-                yield from faults(value)
+                yield from faults(value, fault_of)
     elif isinstance(result, list | tuple):
         for part in result:
-            yield from faults(part)
+            yield from faults(part, fault_of)
 
 
 _warned: set[str] = set()
 
 
-def _warn_once(what: str, fault: str) -> None:
-    if fault not in _warned:
-        _warned.add(fault)
-        progress.warn("cache", f"{fault}: doing it again ({what})")
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        progress.warn("cache", text)

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +21,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
-from rnnlm_core.checkpoint import Checkpoints, pending, unlisted
+from rnnlm_core.checkpoint import Checkpoints, pending, unlisted, unlisted_copies
 from rnnlm_core.errors import IntegrityError
-from rnnlm_core.store import Handle, Store, folder_fault, sweep_files, write_atomically
+from rnnlm_core.store import MANIFEST, Handle, Store, folder_fault, sweep_files, write_atomically
 from tasks import (  # noqa: F401 - every stage: a record can be read once the stage that wrote it is there
     caching,
     compare,
@@ -46,14 +47,22 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
 from tasks.database_file import remove_drafts
 from tasks.locking import KernelLocks
 
+if TYPE_CHECKING:
+    from rnnlm_core.remote import Remote
 
-def verify() -> Iterator[str]:
-    """Yield what is wrong with any artifact, checkpoint, record, logged model or database, one line each."""
+
+def verify(copies: bool = False) -> Iterator[str]:
+    """Yield what is wrong with any artifact, checkpoint, record, logged model or database, one line each.
+
+    With `copies` also with what lies in the store's remote: every byte of it is read.
+    """
     store = workspace.store()
     for handle in store.handles():
         fault = store.fault(handle) or _page_fault(store.path(handle))
         if fault and store.path(handle).exists():  # a training under way removes old checkpoints
             yield f"artifact {handle} {fault}: {store.path(handle)}"
+    if copies:
+        yield from (f"copy of {handle} {fault}: {store.remote}" for handle, fault in _copy_faults(store))
     yield from _checkpoint_faults(store)
     databases = [path for path in (tracking_database.local_database(), _prefect_database()) if path is not None]
     if workspace.sweeps_database().exists():
@@ -71,13 +80,26 @@ def verify() -> Iterator[str]:
             yield f"model logged in MLflow {fault}: {folder}"
 
 
-def repair() -> Iterator[str]:
-    """Mend what can be mended, and yield what was done, one line each. Safe while other runs are under way."""
+def repair(copies: bool = False) -> Iterator[str]:
+    """Mend what can be mended, and yield what was done, one line each. Safe while other runs are under way.
+
+    With `copies` also what is damaged in the store's remote.
+    """
     store = workspace.store()
     yield from tidy()
+    if store.remote is not None:
+        yield from _tidy_remote(store.remote)
     for handle in store.handles():
         if store.fault(handle) and (fault := store.remove_damaged(handle)):
             yield f"removed artifact {handle}, which {fault}: the next run makes it again"
+    if copies and store.remote is not None:
+        for handle, fault in _copy_faults(store):
+            store.remote.withdraw(handle)
+            if store.fault(handle):
+                yield f"withdrew the copy of {handle} in {store.remote}, which {fault}: who makes it again uploads it"
+            else:
+                store.remote.upload(handle, store.path(handle))
+                yield f"replaced the copy of {handle} in {store.remote}, which {fault}, by the one here"
     for folder in _logged_models():
         fault = folder_fault(folder, folder.name)
         if fault and not store.fault(Handle("model", folder.name)):
@@ -86,6 +108,24 @@ def repair() -> Iterator[str]:
     for record, fault in _record_faults():
         record.unlink(missing_ok=True)
         yield f"removed record {record.name}: {fault}"
+
+
+def _copy_faults(store: Store) -> Iterator[tuple[Handle, str]]:
+    """Yield each artifact of the remote that is not whole, and what is wrong with it."""
+    assert store.remote is not None
+    for handle in store.remote.handles():
+        if (fault := store.fault_of_copy(handle)) and fault != "is missing":  # removed meanwhile
+            yield handle, fault
+
+
+def _tidy_remote(remote: "Remote") -> Iterator[str]:
+    """Remove from a remote what nobody can be at work on, a day after."""
+    for name in remote.sweep():
+        yield f"removed what an upload left unfinished: {remote}/{name}"
+    for handle in unlisted_copies(remote):
+        if remote.is_forgotten(f"{handle.kind}/{handle.sha256}/{MANIFEST}"):
+            remote.discard(handle)
+            yield f"removed {handle} in {remote}, which no list names"
 
 
 def tidy() -> Iterator[str]:
@@ -191,7 +231,7 @@ def _checkpoint_faults(store: Store) -> Iterator[str]:
     for key in pending(store):
         faults: list[str] = []
         for digest in Checkpoints(store, key).digests(faults):
-            if store.fault(Handle("checkpoint", digest)) == "is missing":  # damage was told with the artifacts
+            if store.loss(Handle("checkpoint", digest)) == "is missing":  # damage was told with the artifacts
                 faults.append(f"checkpoint {digest[:12]} of {key} is missing")
         yield from faults
 

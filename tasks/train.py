@@ -87,6 +87,7 @@ def train(
             key,
             threads,
             workspace.checkpoint_seconds(),
+            str(store.remote or ""),
         )
         try:
             result = train_in_child(

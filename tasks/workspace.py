@@ -6,12 +6,16 @@ for when needed, so that a worker, a test or a moved folder finds its own.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rnnlm_core.config import CHECKPOINT_SECONDS
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import ResourceError, UsageError
 from rnnlm_core.store import Store
+
+if TYPE_CHECKING:
+    from rnnlm_core.remote import Remote
 
 TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 PROJECT = Path(__file__).resolve().parent.parent
@@ -35,7 +39,17 @@ def artifacts() -> Path:
 
 def store() -> Store:
     """Return the store of artifacts."""
-    return Store(artifacts() / "store")
+    return Store(artifacts() / "store", remote())
+
+
+def remote() -> "Remote | None":
+    """Return where hosts share their artifacts: what `RNNLM_STORE` names, nowhere by default."""
+    chosen = os.environ.get("RNNLM_STORE")
+    if not chosen:
+        return None
+    from rnnlm_core.remote import connect
+
+    return connect(chosen)
 
 
 def reports() -> Path:

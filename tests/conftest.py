@@ -1,13 +1,18 @@
 """What every test may ask for."""
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 
 from rnnlm_core.store import Store
+
+if TYPE_CHECKING:
+    from servers import ObjectStore
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +26,31 @@ def own_environment() -> Iterator[None]:
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def bucket() -> "Iterator[ObjectStore]":
+    """A server that speaks S3; skips the test where moto is not installed."""
+    from servers import object_store
+
+    with object_store() as server:
+        yield server
+
+
+@pytest.fixture
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Return a function that gives an empty place where hosts share artifacts: `file` or `s3`."""
+
+    def give(scheme: str) -> str:
+        if scheme == "file":
+            (tmp_path / "shared").mkdir()
+            return (tmp_path / "shared").as_uri()
+        from servers import BUCKET
+
+        os.environ.update(request.getfixturevalue("bucket").settings)
+        return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+    return give
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def load_tracked(reference: str) -> "tuple[SavedModel, TrackedRun | None]":
         raise DataError("this run has no model", f"{reference} ({found.status})", "run the training again")
     handle = Handle("model", digest)
     place = workspace.store().path(handle)
-    fault = workspace.store().fault(handle)
+    fault = workspace.store().bring(handle)
     if not fault:
         return load_model(place), found
     if "rnnlm.model_uri" not in found.tags:

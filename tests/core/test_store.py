@@ -1,10 +1,14 @@
+"""A store alone on its machine, and one that shares what it publishes: the same suite."""
+
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +17,26 @@ import pytest
 
 from rnnlm_core import store as store_module
 from rnnlm_core.errors import IntegrityError, ResourceError
+from rnnlm_core.remote import connect
 from rnnlm_core.store import Handle, Store, file_sha256, write_atomically
+
+
+@pytest.fixture(params=["alone", "file", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, address: Callable[[str], str]) -> Store:
+    """An empty store, with and without a remote."""
+    remote = None if request.param == "alone" else connect(address(request.param))
+    return Store(tmp_path / "store", remote)
+
+
+def _is_noticed(store: Store, handle: Handle, fault: str) -> None:
+    """What is damaged here is not believed: an error, or the copy of the remote is taken in its place."""
+    assert store.fault(handle) == fault
+    if store.remote is None:
+        with pytest.raises(IntegrityError, match=f"artifact {handle} {re.escape(fault)}: .*: run the same command"):
+            store.open(handle)
+    else:
+        assert store.open(handle) == store.path(handle)
+        assert store.fault(handle) == ""
 
 
 def _put(store: Store, **files: str) -> Handle:
@@ -56,7 +79,7 @@ def test_files_in_folders_are_kept(store: Store) -> None:
         handle = draft.publish()
     assert (store.open(handle) / "a" / "b" / "c.bin").read_bytes() == b"\x00\xff"
     (store.path(handle) / "a" / "b" / "c.bin").write_bytes(b"\x00\xfe")
-    assert store.fault(handle) == "has a damaged a/b/c.bin"
+    _is_noticed(store, handle, "has a damaged a/b/c.bin")
 
 
 def test_equal_content_is_kept_once(store: Store) -> None:
@@ -88,35 +111,32 @@ def test_a_missing_artifact_is_an_integrity_error_with_its_place_and_remedy(stor
 def test_a_changed_byte_is_noticed(store: Store) -> None:
     handle = _put(store, whole="words")
     (store.path(handle) / "whole.txt").write_text("wordz")
-    with pytest.raises(IntegrityError, match=r"has a damaged whole\.txt"):
-        store.open(handle)
+    _is_noticed(store, handle, "has a damaged whole.txt")
 
 
 def test_a_file_cut_short_is_noticed(store: Store) -> None:
     handle = _put(store, whole="words")
     (store.path(handle) / "whole.txt").write_text("word")
-    assert store.fault(handle) == "has a damaged whole.txt"
+    _is_noticed(store, handle, "has a damaged whole.txt")
 
 
 def test_a_missing_file_is_noticed(store: Store) -> None:
     handle = _put(store, train="a", test="b")
     (store.path(handle) / "test.txt").unlink()
-    with pytest.raises(IntegrityError, match=r"lacks test\.txt"):
-        store.open(handle)
+    _is_noticed(store, handle, "lacks test.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"kind": "text", "files": {}}'])
 def test_a_changed_manifest_is_noticed(store: Store, content: bytes) -> None:
     handle = _put(store, whole="words")
     (store.path(handle) / "manifest.json").write_bytes(content)
-    with pytest.raises(IntegrityError, match="has a changed manifest"):
-        store.open(handle)
+    _is_noticed(store, handle, "has a changed manifest")
 
 
 def test_a_manifest_that_is_gone_is_noticed(store: Store) -> None:
     handle = _put(store, whole="words")
     (store.path(handle) / "manifest.json").unlink()
-    assert store.fault(handle) == "is missing"
+    _is_noticed(store, handle, "is missing")
 
 
 @pytest.mark.parametrize("damage", ["byte", "file", "manifest"])
@@ -224,7 +244,7 @@ def test_a_file_that_was_added_is_noticed(store: Store) -> None:
         handle = draft.publish()
     assert store.fault(handle) == ""
     (store.path(handle) / "more.txt").write_text("def")
-    assert store.fault(handle) == "has a file too many, more.txt"
+    _is_noticed(store, handle, "has a file too many, more.txt")
 
 
 # Leftovers

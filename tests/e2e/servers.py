@@ -38,6 +38,7 @@ class ObjectStore:
         self.address = address
         self.settings = {
             "MLFLOW_S3_ENDPOINT_URL": address,
+            "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "somebody",
             "AWS_SECRET_ACCESS_KEY": "secret-key",
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -48,6 +49,11 @@ class ObjectStore:
         """Return the names of the objects in the bucket."""
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def read(self, key: str) -> bytes:
+        """Return the content of an object."""
+        content: bytes = self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content
 
     def _client(self) -> Any:
         import boto3

@@ -16,7 +16,6 @@ from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_setti
 from rnnlm_core.config import ModelConfig, TokenizerConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import resolve
-from rnnlm_core.store import Store
 from rnnlm_core.train import train as train_core
 from rnnlm_core.train_process import Job
 from rnnlm_core.vocabulary import BuiltVocabulary
@@ -119,7 +118,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         trained.append(job.cell)
         torch.set_num_threads(1)
         result = train_core(
-            job.cell, job.corpus, job.vocabulary, job.model, job.train, Store(Path(job.store)), key=job.key,
+            job.cell, job.corpus, job.vocabulary, job.model, job.train, workspace.store(), key=job.key,
             checkpoint_seconds=job.checkpoint_seconds,
             progress=lambda epoch: on_epoch(asdict(epoch)), should_stop=should_stop, warn=warn,
         )  # fmt: skip
