@@ -56,8 +56,9 @@ $(SERVERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[servers]'
 	@touch $@
 
-servers: $(SERVERS)  ## PostgreSQL under both databases, an S3-compatible store under MLflow; ten minutes
+servers: $(SERVERS)  ## PostgreSQL under both databases, an S3-compatible store under MLflow and under artifacts; fifteen minutes
 	$(BIN)/python -m pytest tests/e2e/test_postgresql.py tests/e2e/test_s3.py
+	$(BIN)/python -m pytest -k 's3 or shared' tests/core/test_store.py tests/core/test_remote.py tests/flows/test_shared_store.py tests/faults/test_chaos.py
 
 BENCH := .venv/.bench
 PEERS := 0.17.6 1.0.3

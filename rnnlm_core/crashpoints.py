@@ -32,8 +32,8 @@ REMOTE_POINTS: Final = ("uploading", "uploaded")
 
 A draft is `drafted` (an empty folder), `filled`, `sealed` (with its manifest), `published` (under its name). What is
 `removed` has left its place but is still on the disk. A single file is `written` under a temporary name and then
-`replaced`; the checkpoints of a training are `unlisted` before they are removed. `uploading`, an artifact lies in the remote
-without its manifest; `uploaded`, with it. The rest is told to MLflow.
+`replaced`; the checkpoints of a training are `unlisted` before they are removed. At `uploading` an artifact lies in the
+remote without its manifest, at `uploaded` with it. The rest is told to MLflow.
 """
 
 _reached: Counter[str] = Counter()

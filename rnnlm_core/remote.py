@@ -231,7 +231,7 @@ class Remote:
 
     @contextmanager
     def _sink(self, name: str) -> Iterator[Any]:
-        """Give a file to write to, which appears once it is closed: a bucket does so by itself, a folder by a rename."""
+        """Give a file to write to, which appears once it is closed: in a bucket by itself, in a folder by a rename."""
         path = f"{self.root}/{name}"
         if not self.has_renames:
             with self.filesystem.open(path, "wb") as sink:

@@ -228,7 +228,7 @@ class Store:
         return f"{fault}, and the copy in {self.remote} {theirs}"
 
     def loss(self, handle: Handle) -> str:
-        """Return what is wrong with an artifact that could not be brought, by all that can be told without its bytes."""
+        """Return what `bring` would, by all that can be told without fetching: the remote's manifest is believed."""
         fault = self.fault(handle)
         here = not fault or self.remote is None or not _names_an_artifact(handle)
         return fault if here or not self.remote.holds(handle) else ""

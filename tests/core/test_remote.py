@@ -297,7 +297,7 @@ def test_a_folder_or_bucket_that_is_not_there_is_not_made(remote: Remote, tmp_pa
 
 
 def test_a_package_that_is_not_here_is_named() -> None:
-    with pytest.raises(ResourceError, match="gs:// needs a package: gs://bucket/x: .*gcsfs"):
+    with pytest.raises(ResourceError, match=r"gs:// needs a package: gs://bucket/x: .*gcsfs"):
         connect("gs://bucket/x")
 
 

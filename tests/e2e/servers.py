@@ -45,7 +45,7 @@ class ObjectStore:
         }
         self._client().create_bucket(Bucket=BUCKET)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of the objects in the bucket."""
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

@@ -58,7 +58,7 @@ def test_runs_are_tracked_and_their_files_lie_in_the_bucket(site: Site) -> None:
     assert first.stdout.startswith("smoke · python-docs")  # MLflow's own words are not among the results
     assert f"see the runs in MLflow:     {site.mlflow}\n" in first.stdout
     (run_id,) = {figures["run_id"] for figures in json.loads((site.home / "out.json").read_text())["cells"].values()}
-    names = site.store.keys()
+    names = site.store.names()
     assert all(name.startswith("rnnlm/") for name in names)
     of_run = {name.rpartition("/")[2] for name in names if f"/{run_id}/" in name}
     assert {"config.json", "samples.json"} <= of_run

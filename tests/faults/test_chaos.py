@@ -2,9 +2,11 @@
 ends with the bits of a run that nobody disturbed.
 
 Each seed is a story of up to three disturbances and the final run; what was done is printed (`-s`) and told by a
-failure. `RNNLM_SEEDS` chooses the seeds: a number, or FIRST-LAST.
+failure. `RNNLM_SEEDS` chooses the seeds: a number, or FIRST-LAST. With a store that hosts share, in a bucket, what lies
+there must be whole as well, and a second host finds everything done.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -14,10 +16,11 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from commands import Commands, Undisturbed
+from commands import Commands, Running, Undisturbed
 from homes import (
     SMALL,
     artifacts,
@@ -30,7 +33,10 @@ from homes import (
 )
 
 from rnnlm_core.config import CELLS
-from rnnlm_core.crashpoints import POINTS
+from rnnlm_core.crashpoints import POINTS, REMOTE_POINTS
+
+if TYPE_CHECKING:
+    from servers import ObjectStore
 
 NUM_STAGES = 9
 
@@ -48,8 +54,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class Story:
     """What happens to one home."""
 
-    def __init__(self, commands: Commands, seed: int, seconds: float, name: str = "") -> None:
+    def __init__(
+        self, commands: Commands, seed: int, seconds: float, name: str = "", settings: dict[str, str] | None = None
+    ) -> None:
         self.commands, self.draw, self.seconds = commands, random.Random(seed), seconds
+        self.settings = settings or {}
+        self.points = POINTS + (REMOTE_POINTS if settings else ())
         self.cell = CELLS[seed % len(CELLS)]
         self.home = commands.home(name or f"seed-{seed}")
         self.command = [*SMALL, "--cells", self.cell]
@@ -59,13 +69,17 @@ class Story:
     def tell(self, what: str) -> None:
         self.told.append(what)
 
+    def start(self, *arguments: str, **environment: str) -> Running:
+        """Start the command of this story."""
+        return self.commands.start(self.home, *self.command, *arguments, **self.settings, **environment)
+
     def moment(self) -> float:
         """Draw when to strike: often early, where files appear one after the other, and seldom after the end."""
         return self.draw.uniform(0.0, self.draw.choice([0.3, 0.6, 1.0]) * self.seconds)
 
     def interrupt(self, number: signal.Signals, *codes: int) -> None:
         """Start the command and send it a signal; it ends with one of `codes`, or was faster."""
-        running = self.commands.start(self.home, *self.command)
+        running = self.start()
         moment = self.moment()
         ended = running.ends_within(moment)
         running.send(number)
@@ -86,7 +100,7 @@ class Story:
 
     def kill_training(self) -> None:
         """Kill the process that trains, as the kernel does when memory runs out."""
-        running = self.commands.start(self.home, *self.command)
+        running = self.start()
         while not running.ends_within(0.05):
             if trainings := trainings_of(self.home):
                 running.ends_within(self.draw.uniform(0.0, 4.0))
@@ -98,15 +112,15 @@ class Story:
 
     def crash(self) -> None:
         """Die at a crash point."""
-        point = f"{self.draw.choice(POINTS)}@{self.draw.choice([1, 1, 2])}"
-        running = self.commands.start(self.home, *self.command, RNNLM_CRASH=point)
+        point = f"{self.draw.choice(self.points)}@{self.draw.choice([1, 1, 2])}"
+        running = self.start(RNNLM_CRASH=point)
         self.tell(f"crash at {point}, exit {running.wait()}")
         assert running.wait() in (0, 5, -9), running.output()
         wait_until_alone(self.home)
 
     def together(self) -> None:
         """Start the command twice and kill one of them."""
-        first, second = (self.commands.start(self.home, *self.command) for _ in range(2))
+        first, second = (self.start() for _ in range(2))
         moment = self.moment()
         first.ends_within(moment)
         first.send(signal.SIGKILL)
@@ -176,7 +190,7 @@ def check_end(story: Story, expected: set[str]) -> None:
     commands, home = story.commands, story.home
     let_time_pass(home)
     found = stages_that_count(home)
-    running = commands.start(home, *story.command, "--json", "out.json")
+    running = story.start("--json", "out.json")
     assert running.wait() == 0, running.output()
     wait_until_alone(home)
     assert list(what_is_wrong(home, commands.prefect)) == []
@@ -185,8 +199,8 @@ def check_end(story: Story, expected: set[str]) -> None:
     assert sum(stages.values()) == NUM_STAGES
     assert stages["cached"] >= len(found), "what was whole has been done again"
     if story.lost_runs:  # what was recorded in them is told by `verify` until `doctor` has been there
-        assert commands.run(home, "doctor") == 0, (home / "output.txt").read_text()
-    verify = commands.start(home, "verify")
+        assert commands.run(home, "doctor", **story.settings) == 0, (home / "output.txt").read_text()
+    verify = commands.start(home, "verify", **story.settings)
     assert verify.wait() == 0, verify.output()
 
 
@@ -195,16 +209,59 @@ def test_whatever_happens_the_same_command_ends_with_the_same_bits(
     seed: int, commands: Commands, undisturbed: dict[str, Undisturbed]
 ) -> None:
     story = Story(commands, seed, undisturbed[CELLS[0]].seconds)
+    live_through(story, seed, undisturbed[story.cell].artifacts)
+    shutil.rmtree(story.home)
+
+
+def live_through(story: Story, seed: int, expected: set[str]) -> None:
+    """Let happen what the seed says, and check the end."""
     draw = story.draw
     try:
         for _ in range(draw.choice([1, 1, 2, 3])):
             draw.choice(INTERRUPTIONS)(story)
             if draw.random() < 0.3:
                 draw.choice(DAMAGES)(story)
-        check_end(story, undisturbed[story.cell].artifacts)
+        check_end(story, expected)
     finally:
         print(f"seed {seed}, {story.cell}: {'; '.join(story.told)}")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_a_shared_store_too_and_a_second_host_finds_it_all_done(
+    seed: int, commands: Commands, undisturbed: dict[str, Undisturbed], bucket: "ObjectStore"
+) -> None:
+    from servers import BUCKET
+
+    prefix = f"seed-{seed}"
+    settings = bucket.settings | {"RNNLM_STORE": f"s3://{BUCKET}/{prefix}"}
+    story = Story(commands, seed, undisturbed[CELLS[0]].seconds, f"shared-{seed}", settings)
+    expected = undisturbed[story.cell].artifacts
+    live_through(story, seed, expected)
+    assert {name for name in expected if not name.startswith("ids:")} <= whole_in(bucket, prefix)
+    # Another host, tracking in the same place: nothing of the first but what lies in the bucket, and MLflow's runs.
+    second = commands.home(f"second-{seed}")
+    tracked = {"MLFLOW_TRACKING_URI": f"sqlite:///{story.home / 'mlflow.db'}"}
+    running = commands.start(second, *story.command, "--json", "out.json", **settings, **tracked)
+    assert running.wait() == 0, running.output()
+    assert json.loads((second / "out.json").read_text())["tasks"] == {"executed": 0, "cached": NUM_STAGES}
+    assert set(artifacts(second)) == {name for name in expected if not name.startswith("ids:")}
     shutil.rmtree(story.home)
+    shutil.rmtree(second)
+
+
+def whole_in(bucket: "ObjectStore", prefix: str) -> set[str]:
+    """Return the artifacts under a prefix; each that has its own manifest must be whole."""
+    keys = {key.removeprefix(f"{prefix}/") for key in bucket.names() if key.startswith(f"{prefix}/")}
+    found = set()
+    for key in sorted(key for key in keys if key.endswith("/manifest.json")):
+        kind, sha256, _ = key.split("/")
+        manifest = bucket.read(f"{prefix}/{key}")
+        assert hashlib.sha256(manifest).hexdigest() == sha256, key
+        for name, entry in json.loads(manifest)["files"].items():
+            content = bucket.read(f"{prefix}/{kind}/{sha256}/{name}")
+            assert hashlib.sha256(content).hexdigest() == entry["sha256"], (key, name)
+        found.add(f"{kind}:{sha256}")
+    return found
 
 
 def test_a_crash_at_each_point_in_turn_loses_nothing(commands: Commands, undisturbed: dict[str, Undisturbed]) -> None:
@@ -216,7 +273,7 @@ def test_a_crash_at_each_point_in_turn_loses_nothing(commands: Commands, undistu
         homes += 1
         reached = []
         for point in left:
-            running = commands.start(story.home, *story.command, RNNLM_CRASH=point)
+            running = story.start(RNNLM_CRASH=point)
             code = running.wait()
             wait_until_alone(story.home)
             if code == 0:

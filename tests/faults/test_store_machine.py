@@ -1,4 +1,7 @@
-"""Whatever happens to the store, in whatever order: what it opens is what was made, and the chain makes it again."""
+"""Whatever happens to the store, in whatever order: what it opens is what was made, and the chain makes it again.
+
+The same for a store that hosts share, whose copies are damaged as well.
+"""
 
 import os
 import shutil
@@ -18,6 +21,7 @@ from rnnlm_core import store as store_module
 from rnnlm_core.corpus import build_corpus
 from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import IntegrityError
+from rnnlm_core.remote import connect
 from rnnlm_core.store import MANIFEST, Handle, Store, file_sha256, write_atomically
 from rnnlm_core.tokenize import tokenize
 from rnnlm_core.vocabulary import build_vocabulary
@@ -82,12 +86,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="rnnlm-machine-"))
         self.text = self.folder / "text.txt"
         self.text.write_text(TEXT)
-        self.store = Store(self.folder / "store")
+        self.store = self.new_store("store")
         self.config = CONFIGS[0]
         self.drafts: list[tuple[Any, Path]] = []
         self.abandoned: set[Path] = set()
         self.no_power_fails = mock.patch.object(os, "fsync")  # and a disk is slow
         self.no_power_fails.start()
+
+    def new_store(self, name: str) -> Store:
+        """Return the store of a host."""
+        return Store(self.folder / name)
 
     def teardown(self) -> None:
         if hasattr(self, "no_power_fails"):
@@ -117,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A stage reads what earlier ones left: it refuses what is damaged, or returns the true result."""
         _, cut, words, corpus = self.truth.chains[config]
         tokens = self.truth.tokens[config]
-        if self.store.fault(cut) or self.store.fault(words):
+        if self.store.bring(cut) or self.store.bring(words):
             try:
                 build_corpus(tokens, words, SHARES, 0, self.store)
             except IntegrityError:
@@ -329,8 +337,48 @@ class StoreMachine(RuleBasedStateMachine):
         os.utime(path, (long_ago, long_ago))
 
 
+class SharedStoreMachine(StoreMachine):
+    """The same store with a remote, in a folder: another host looks in, copies are lost and damaged."""
+
+    def new_store(self, name: str) -> Store:
+        (self.folder / "shared").mkdir(exist_ok=True)
+        return Store(self.folder / name, connect((self.folder / "shared").as_uri()))
+
+    @rule(number=st.integers(0, 20))
+    def another_host_asks(self, number: int) -> None:
+        """It gets what was made, or nothing; and what it made itself the others can have."""
+        other = self.new_store("other")
+        handles = sorted(self.truth.contents, key=str)
+        handle = handles[number % len(handles)]
+        if not other.bring(handle):
+            assert contents(other.path(handle)) == self.truth.contents[handle]
+        shutil.rmtree(other.root, ignore_errors=True)
+
+    @rule(config=st.sampled_from(CONFIGS))
+    def another_host_runs_the_chain(self, config: tuple[str, int]) -> None:
+        other = self.new_store("other")
+        assert run_chain(other, self.text, config) == self.truth.chains[config]
+        shutil.rmtree(other.root)
+
+    @rule(number=st.integers(0, 99), place=st.integers(0, 10**6), how=st.sampled_from(["flip", "cut", "lose"]))
+    def harm_a_copy(self, number: int, place: int, how: str) -> None:
+        files = sorted(path for path in (self.folder / "shared").rglob("*") if path.is_file())
+        if not files:
+            return
+        path = files[number % len(files)]
+        content = bytearray(path.read_bytes())
+        if how == "lose" or not content:
+            path.unlink()
+        elif how == "cut":
+            os.truncate(path, place % len(content))
+        else:
+            content[place % len(content)] ^= 1 << place % 8
+            path.write_bytes(content)
+
+
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(
+TestSharedStore = SharedStoreMachine.TestCase
+TestStore.settings = TestSharedStore.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=25,
     deadline=None,

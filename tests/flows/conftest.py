@@ -18,7 +18,6 @@ from prefect.settings import temporary_settings
 
 from flows.language_model import language_model
 from flows.server import OwnApi
-from rnnlm_core.store import Store
 from rnnlm_core.train import train as train_core
 from rnnlm_core.train_process import Job
 from tasks import progress, tracking_database, workspace
@@ -138,7 +137,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         trained.append(job.cell)
         torch.set_num_threads(1)
         result = train_core(
-            job.cell, job.corpus, job.vocabulary, job.model, job.train, Store(Path(job.store)), key=job.key,
+            job.cell, job.corpus, job.vocabulary, job.model, job.train, workspace.store(), key=job.key,
             checkpoint_seconds=job.checkpoint_seconds,
             progress=lambda epoch: on_epoch(asdict(epoch)), should_stop=should_stop, warn=warn,
         )  # fmt: skip

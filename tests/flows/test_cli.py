@@ -711,6 +711,41 @@ def test_a_home_that_is_whole_is_said_to_be(rnnlm: Callable[..., Answer], traine
     assert rnnlm("doctor").out == ""
 
 
+def test_a_shared_store_is_named_and_read_only_when_asked_for(
+    rnnlm: Callable[..., Answer], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(rnnlm("verify", "--remote"), 2, "`--remote` needs a store that hosts share", "set `RNNLM_STORE`")
+    refused(rnnlm("doctor", "--remote"), 2, "`--remote` needs a store that hosts share", "set `RNNLM_STORE`")
+    (tmp_path / "shared" / "text" / ("0" * 64)).mkdir(parents=True)
+    address = (tmp_path / "shared").as_uri()
+    monkeypatch.setenv("RNNLM_STORE", address)
+    told = f"everything is whole (`--remote` would read the copies in {address} too)\n"
+    assert rnnlm("verify") == Answer(0, "", told)
+    assert rnnlm("verify", "--remote") == Answer(0, "", "everything is whole\n")
+    (tmp_path / "shared" / "text" / ("0" * 64) / "manifest.json").write_bytes(b"{}")
+    answer = rnnlm("verify", "--remote")
+    assert (answer.code, answer.out) == (4, f"copy of text:{'0' * 12} has a changed manifest: {address}\n")
+    mended = rnnlm("doctor", "--remote")
+    assert mended.out.startswith(f"withdrew the copy of text:{'0' * 12} in {address}, which has a changed manifest")
+    assert rnnlm("verify", "--remote").code == 0
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "told"),
+    [
+        ("bucket/folder", 2, "`RNNLM_STORE` must be an address"),
+        ("s4://bucket", 2, "did you mean s3?"),
+        ("file:///nowhere/at/all", 5, "no such bucket or folder"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused_before_anything_is_done(
+    store: str, code: int, told: str, rnnlm: Callable[..., Answer], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNLM_STORE", store)
+    refused(rnnlm("run", "--preset", "smoke", "--cells", "rnn"), code, told, store.partition("://")[0])
+    assert not (home / "artifacts" / "store").exists()
+
+
 def test_what_is_damaged_is_listed_mended_and_made_again(
     rnnlm: Callable[..., Answer], finished: Any, at_home: Any, book: Path, tmp_path: Path
 ) -> None:
