@@ -230,8 +230,9 @@ class Store:
     def loss(self, handle: Handle) -> str:
         """Return what `bring` would, by all that can be told without fetching: the remote's manifest is believed."""
         fault = self.fault(handle)
-        here = not fault or self.remote is None or not _names_an_artifact(handle)
-        return fault if here or not self.remote.holds(handle) else ""
+        if not fault or self.remote is None or not _names_an_artifact(handle):
+            return fault
+        return "" if self.remote.holds(handle) else fault
 
     def fault_of_copy(self, handle: Handle) -> str:
         """Read the remote's copy of an artifact and return what is wrong with it; nothing of it is kept."""

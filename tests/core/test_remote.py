@@ -276,7 +276,7 @@ def test_checkpoints_that_no_list_names_are_found(one: Store, remote: Remote) ->
     [
         ("/shared/folder", "must be an address such as s3://bucket/folder or file:///shared/folder: /shared/folder: "),
         ("s3://", "must be an address"),
-        ("s4://bucket", "unknown kind of address in `RNNLM_STORE`: s4: did you mean s3?"),
+        ("s4://bucket", "unknown kind of address in `RNNLM_STORE`: s4: known: file, s3, "),
         ("simplecache::s3://bucket", "unknown kind of address"),
         ("s3://key:hunter2@bucket/x", r"names a place, no keys and no options: s3://\*\*\*@bucket: put keys into"),
         ("s3://bucket/x?endpoint_override=evil", "no keys and no options"),

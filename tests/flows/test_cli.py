@@ -734,7 +734,7 @@ def test_a_shared_store_is_named_and_read_only_when_asked_for(
     ("store", "code", "told"),
     [
         ("bucket/folder", 2, "`RNNLM_STORE` must be an address"),
-        ("s4://bucket", 2, "did you mean s3?"),
+        ("s4://bucket", 2, "known: file, s3, "),
         ("file:///nowhere/at/all", 5, "no such bucket or folder"),
     ],
 )

@@ -68,11 +68,12 @@ def test_a_second_host_that_tracks_in_the_same_place_repeats_nothing(
 
 
 def test_a_second_host_that_tracks_for_itself_trains_for_itself_and_shares_the_text(
-    run: Run, on_file: Remote, home: Path, at_home: AtHome, heard: list[News]
+    run: Run, on_file: Remote, home: Path, at_home: AtHome, heard: list[News], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run()
     heard.clear()
-    with at_home(home.parent / "other"):
+    with at_home(home.parent / "other") as other:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other / 'mlflow.db'}")  # it was told the first one's
         run()
         assert stages(heard, "cached") == TEXT_STAGES
         assert warnings(heard) == []  # its runs are gone for nobody: they never were here
