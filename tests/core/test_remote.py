@@ -315,6 +315,26 @@ def test_a_server_that_does_not_answer_is_an_error_of_one_line(monkeypatch: pyte
     assert "hunter2" not in str(e.value)
 
 
+def test_a_server_that_goes_away_ends_what_is_done_and_what_was_made_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from servers import BUCKET, object_store
+
+    monkeypatch.setattr(remote_module, "ATTEMPTS", 1)
+    with object_store() as server:
+        os.environ.update(server.settings)
+        store = Store(tmp_path / "store", connect(f"s3://{BUCKET}/goes-away"))
+        first = put(store, {"a": b"b"})
+    for ask in (lambda: put(store), lambda: store.bring(Handle("text", "0" * 64)), lambda: store.discard(first)):
+        with pytest.raises(ResourceError, match=f"the shared store cannot be used: s3://{BUCKET}/goes-away "):
+            ask()
+    alone = Store(store.root)
+    (second,) = alone.handles("text")
+    assert (alone.path(second) / "whole.txt").read_bytes() == CONTENT["whole.txt"]
+    assert alone.fault(second) == ""
+    assert leftovers(store) == []
+
+
 def test_what_refuses_is_an_error_of_one_line(one: Store, remote: Remote) -> None:
     if str(remote).startswith("s3"):
         pytest.skip("moto asks nobody for keys")

@@ -237,7 +237,7 @@ def test_the_record_of_the_statistics_comes_back_as_it_was(
 def test_a_record_keeps_every_digit_of_a_number(
     serializer: VerifiedSerializer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "faults", lambda _: iter(()))
+    monkeypatch.setattr(caching, "faults", lambda *_: iter(()))
     odd = dataclasses.replace(EPOCH, train_loss=0.1 + 0.2, valid_loss=None, seconds=1e-17)
     tracked = TrackedTraining(dataclasses.replace(TRAINED, history=(odd,)), "run")
     assert serializer.loads(serializer.dumps(tracked)) == tracked
