@@ -208,7 +208,7 @@ def continue_ids(
     `rows` gives each prefix settings of its own; without them all have those of `config`.
     Every row draws from a generator of its own, seeded alike, so that a row is what it would be alone.
     """
-    device = model.output.weight.device
+    device = model.device
     rows = rows or [config] * len(prefixes)
     generators = [torch.Generator().manual_seed(one.seed) for one in rows]
     seen = [set(ids) for ids in prefixes]
@@ -240,7 +240,7 @@ def _read_prefix(model: LanguageModel, ids: list[int], check: Check) -> tuple[Te
     state = model.initial_state(1)
     for start in range(0, len(ids), WARM_UP_TOKENS):
         check()
-        part = torch.tensor([ids[start : start + WARM_UP_TOKENS]], device=model.output.weight.device)
+        part = torch.tensor([ids[start : start + WARM_UP_TOKENS]], device=model.device)
         logits, state = model(part, state)
     return logits[:, -1], state
 
@@ -293,7 +293,7 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig, chec
     set aside. The best is that with the highest log P / length^α (d2l, chapter "Beam Search").
     """
     model, stops = saved.model, _stop_ids(saved, config)
-    device = model.output.weight.device
+    device = model.device
     ended: list[tuple[float, list[int]]] = []
     added: list[list[int]] = [[]]
     with torch.inference_mode():
