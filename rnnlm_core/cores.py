@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
-MOST_PARTS = 4
+MOST_PARTS = 2
 SHORTEST_PART = 128
 SMALLEST_PART = 1 << 24
 """Rows or columns, and multiplications, of a product below which a part of it costs more than its share."""

