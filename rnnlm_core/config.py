@@ -530,6 +530,11 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size ({model.hidden_size}). "
             f"Got {model.embedding_size}"
         )
+    if model.softmax == "adaptive" and model.hidden_size < 16:
+        yield (
+            "`model.hidden_size` must be at least 16 with model.softmax=adaptive: its second tail has a sixteenth. "
+            f"Got {model.hidden_size}"
+        )
     if model.tie_weights and model.softmax == "adaptive":
         yield "`model.softmax` must be full with model.tie_weights: its tails have fewer units. Got adaptive"
 

@@ -7,11 +7,11 @@ on either side of the product). What the ids mean stands in the file's metadata.
 
 import importlib.util
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnnlm_core.errors import IntegrityError, ResourceError, UsageError
 from rnnlm_core.levels import BpeTokenizer
@@ -158,11 +158,12 @@ class _Graph:
             after.append(last)
         for name, parts in zip(self.states, zip(*after, strict=True), strict=True):
             self._add("Concat", list(parts), [f"{name}_next"], axis=0)
+        output = cast(nn.Linear, model.output)  # another is refused
         tied = model.config.tie_weights and model.embedding is not None
-        weight = "embedding.weight" if tied else self._keep("output.weight", model.output.weight)
+        weight = "embedding.weight" if tied else self._keep("output.weight", output.weight)
         turned = self._add("Transpose", [weight], ["output.weight.T"], perm=[1, 0])
         product = self._add("MatMul", [outputs, turned], ["product"])
-        biased = self._add("Add", [product, self._keep("output.bias", model.output.bias)], ["logits_by_step"])
+        biased = self._add("Add", [product, self._keep("output.bias", output.bias)], ["logits_by_step"])
         self._add("Transpose", [biased], ["logits"], perm=[1, 0, 2])
 
     def _layer(self, i: int, layer: Any, inputs: str, one: str) -> tuple[str, list[str]]:

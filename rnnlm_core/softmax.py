@@ -28,7 +28,8 @@ class AdaptiveSoftmax(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return log P of every token, (…, vocabulary), of hidden states (…, hidden): logits whose softmax is P."""
-        return cast(Tensor, self.layers.log_prob(hidden.flatten(0, -2))).unflatten(0, hidden.shape[:-1])
+        log_p = self.layers.log_prob(hidden.flatten(0, -2))
+        return log_p.view(*hidden.shape[:-1], -1)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats of targets (tokens) after hidden states (tokens, hidden).

@@ -56,16 +56,13 @@ def test_an_adaptive_softmax_has_far_fewer_weights() -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_training_with_an_adaptive_softmax_learns_what_the_full_one_does(cell: str) -> None:
+def test_training_with_an_adaptive_softmax_learns(cell: str) -> None:
     ids = zipf_stream(6000)
     model = ModelConfig(hidden_size=H, embedding_size=H)
     train = TrainConfig(epochs=3, batch_size=10, num_steps=20, learning_rate=1e-2, device="cpu")
-    full, adaptive = (
-        fit(cell, V, ids, None, replace(model, softmax=kind), train).history[-1].train_loss  # type: ignore[arg-type]
-        for kind in ("full", "adaptive")
-    )
-    assert adaptive < math.log(V) - 1
-    assert abs(adaptive - full) < 0.5
+    losses = [epoch.train_loss for epoch in fit(cell, V, ids, None, replace(model, softmax="adaptive"), train).history]
+    assert losses[0] - 0.5 > losses[-1]
+    assert losses[-1] < math.log(V) - 2
 
 
 def test_a_model_with_an_adaptive_softmax_is_saved_loaded_and_measured(tmp_path: Path) -> None:
@@ -92,7 +89,7 @@ def test_no_onnx_file_of_an_adaptive_softmax() -> None:
     from rnnlm_core.levels import tokenizer
     from rnnlm_core.onnx_export import export_onnx
 
-    model = LanguageModel("rnn", V, ModelConfig(hidden_size=4, softmax="adaptive"))
+    model = LanguageModel("rnn", V, ModelConfig(hidden_size=16, softmax="adaptive"))
     saved = SavedModel(model, Vocabulary({}), tokenizer("word"), "none", {})
     with pytest.raises(UsageError, match="needs the full softmax"):
         export_onnx(saved)
@@ -102,6 +99,7 @@ def test_no_onnx_file_of_an_adaptive_softmax() -> None:
     ("changes", "message"),
     [
         ({"model.softmax": "adaptive", "model.tie_weights": True, "model.embedding_size": 256}, "must be full with"),
+        ({"model.softmax": "adaptive", "model.hidden_size": 8}, "must be at least 16"),
         ({"model.softmax": "adaptive", "train.softmax_samples": 100}, "`train.softmax_samples` has no effect"),
     ],
 )
