@@ -385,7 +385,8 @@ def _parameters(flow: Any, given: Any, schedules: list[dict[str, Any]], path: st
     defaults = {name: one.default for name, one in known.items() if one.default is not one.empty}
     place = f"{path}.parameters"
     found = [*_values(flow, given, place)]
-    needed = [name for name in known if name not in defaults and name not in given]
+    # Whoever starts a run by hand, or another flow, gives what is missing; a schedule cannot.
+    needed = [name for name in known if schedules and name not in defaults and name not in given]
     found += [f"{place}.{name}: it must be given: the flow {flow.name} needs it" for name in needed]
     found = found or [*_effects(flow, given, defaults, place)]
     yield from found

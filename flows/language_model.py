@@ -11,6 +11,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.summary import CellStages, Ledger, RunSummary
 from flows.text_stages import TextStages
+from flows.train_cell import train_on_a_worker
 from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.download import Source, resolve, without_password
@@ -41,6 +42,7 @@ def language_model(
     corpus: str | None = None,
     cells: list[str] | None = None,
     changes: dict[str, Any] | None = None,
+    on_workers: bool = False,
 ) -> dict[str, Any]:
     """Train, measure and compare recurrent cells on a text.
 
@@ -52,6 +54,7 @@ def language_model(
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
         cells: which of rnn, gru and lstm; each takes a training of its own.
         changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
+        on_workers: train each cell as a flow run of its own, on any worker of the pool.
     """
     config = run_config(preset, corpus, cells, changes)
     source = resolve(config.corpus.name)
@@ -63,7 +66,7 @@ def language_model(
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         crashpoint("flow opened")
         try:
-            summary = _chain(config, source, run).as_json()
+            summary = _chain(config, source, run, on_workers).as_json()
             crashpoint("flow finished")
             return summary
         except BaseException as error:
@@ -75,17 +78,19 @@ def language_model(
             health.clear_checkpoints()
 
 
-def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
+def _chain(config: RunConfig, source: Source, run: FlowRun, on_workers: bool) -> RunSummary:
     ledger = Ledger(run, source)
     text = TextStages.begin(config, source, ledger)
     ids, words = text.corpus, text.vocabulary
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
-        trained = train.submit(cell, ids, words, config.model.for_cell(cell), config.train, run)
+        settings = (cell, ids, words, config.model.for_cell(cell), config.train, run)
+        there = train_on_a_worker.submit(*settings) if on_workers else None
+        trained = train.submit(*settings, wait_for=[there] if there else None)
         measured = evaluate.submit(cell, trained, ids, config.evaluate)
         samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
-        cells[cell] = CellStages(trained, measured, samples)
+        cells[cell] = CellStages(trained, measured, samples, there)
     text.describe(config, ledger)
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()

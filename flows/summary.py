@@ -29,6 +29,7 @@ from tasks.wording import figure
 
 Result = TypeVar("Result")
 CELL_STAGES = ("train", "evaluate", "generate")
+ON_A_WORKER = "train on a worker"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class CellStages:
     train: PrefectFuture[TrackedTraining]
     evaluate: PrefectFuture[TrackedEvaluation]
     generate: PrefectFuture[Samples]
+    on_worker: PrefectFuture[None] | None = None
+    """The wait for a worker that does the training; the stage `train` then finds it done."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,15 @@ class Ledger:
     def take_cells(self, cells: Mapping[str, CellStages]) -> None:
         """Wait for the stages of all cells, whichever is first; the failure of one is kept, the others go on."""
         names = {getattr(stages, stage): (stage, cell) for cell, stages in cells.items() for stage in CELL_STAGES}
+        # First: if a worker fails, its reason is the reason.
+        names = {stages.on_worker: (ON_A_WORKER, cell) for cell, stages in cells.items() if stages.on_worker} | names
         for future in as_completed(list(names)):
             stage, cell = names[future]
             try:
-                self.take(stage, future, cell)
+                if stage == ON_A_WORKER:
+                    future.result()
+                else:
+                    self.take(stage, future, cell)
             except Exception as error:  # noqa: BLE001 - kept, and raised at the end
                 # What waited for a failed stage fails as well: the first failure is the reason.
                 first = self.failures.setdefault(cell, error) is error

@@ -110,6 +110,8 @@ class ModelConfig:
     """On the non-recurrent connections: after the embedding, between layers, before the output (Zaremba 2014)."""
     tie_weights: bool = False
     """The output shares the embedding's weights (Press and Wolf 2017)."""
+    softmax: Literal["full", "adaptive"] = "full"
+    """The output layer: `adaptive` spends little on rare tokens (Grave et al. 2017), for large vocabularies."""
     bidirectional: bool = False
     """Refused: the backward direction reads the token to be predicted. `rnnlm_core.encoder` has the encoder."""
     init: Literal["auto", "torch", "book", "uniform"] = "auto"
@@ -163,6 +165,9 @@ class TrainConfig:
     What is reported is always the mean per token."""
     accumulate: int = _option(1, at_least=1)
     """Minibatches whose gradients are averaged into one update."""
+    softmax_samples: int = _option(0, at_least=0)
+    """Tokens drawn to estimate the softmax's sum while training (Bengio and Senécal 2003); 0 = all of them. The
+    training loss is then an estimate, too small; validation and test are measured with the full softmax."""
     clip_norm: float = _option(1.0, at_least=0.0)
     """Largest global gradient norm; 0 = no clipping."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
@@ -525,6 +530,13 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size ({model.hidden_size}). "
             f"Got {model.embedding_size}"
         )
+    if model.softmax == "adaptive" and model.hidden_size < 16:
+        yield (
+            "`model.hidden_size` must be at least 16 with model.softmax=adaptive: its second tail has a sixteenth. "
+            f"Got {model.hidden_size}"
+        )
+    if model.tie_weights and model.softmax == "adaptive":
+        yield "`model.softmax` must be full with model.tie_weights: its tails have fewer units. Got adaptive"
 
 
 def _train_rules(config: RunConfig) -> Iterator[str]:
@@ -564,6 +576,7 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
             schedule in ("step", "plateau"),
             f"with schedule {schedule}: use step or plateau",
         ),
+        "train.softmax_samples": (values["model.softmax"] == "full", "with model.softmax=adaptive: use one of the two"),
         "train.cuda_graph": (values["train.device"] != "cpu", "with train.device=cpu"),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),

@@ -16,10 +16,11 @@ from rnnlm_core.errors import DataError
 from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, load_model
 from rnnlm_core.outcomes import Evaluated, perplexity
+from rnnlm_core.output_loss import MOST_LOGITS
 from rnnlm_core.store import Handle, Store
 
 CHUNK = 512
-"""Tokens per forward pass; the result does not depend on it."""
+"""Tokens per forward pass, fewer of a large vocabulary; the result does not depend on it."""
 
 
 def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluated:
@@ -60,9 +61,10 @@ def stream_loss(model: LanguageModel, ids: Tensor, check: Callable[[], None] = l
         with torch.inference_mode():
             state = model.initial_state(1)
             total = torch.zeros((), dtype=torch.float64, device=ids.device)
-            for start in range(0, len(ids) - 1, CHUNK):
+            chunk = max(1, min(CHUNK, MOST_LOGITS // model.vocabulary_size))
+            for start in range(0, len(ids) - 1, chunk):
                 check()
-                part = ids[start : start + CHUNK + 1]
+                part = ids[start : start + chunk + 1]
                 logits, state = model(part[None, :-1], state)
                 losses = F.cross_entropy(logits[0], part[1:].long(), reduction="none")
                 total += losses.sum(dtype=torch.float64)

@@ -208,7 +208,7 @@ def continue_ids(
     `rows` gives each prefix settings of its own; without them all have those of `config`.
     Every row draws from a generator of its own, seeded alike, so that a row is what it would be alone.
     """
-    device = model.output.weight.device
+    device = model.device
     rows = rows or [config] * len(prefixes)
     generators = [torch.Generator().manual_seed(one.seed) for one in rows]
     seen = [set(ids) for ids in prefixes]
@@ -240,7 +240,7 @@ def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) 
         of_length.setdefault(len(ids), []).append(row)
     read = [_read_prefixes(model, [prefixes[row] for row in rows], check) for rows in of_length.values()]
     places = torch.tensor([row for rows in of_length.values() for row in rows])
-    order = places.argsort().to(model.output.weight.device)
+    order = places.argsort().to(model.device)
     logits = torch.cat([one[0] for one in read])[order]
     layers = zip(*(one[1] for one in read), strict=True)
     return logits, [tuple(torch.cat(parts)[order] for parts in zip(*layer, strict=True)) for layer in layers]
@@ -249,7 +249,7 @@ def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) 
 def _read_prefixes(model: LanguageModel, prefixes: list[list[int]], check: Check) -> tuple[Tensor, list[State]]:
     """Return the logits after prefixes of one length, of shape (prefixes, vocabulary), and the state."""
     state = model.initial_state(len(prefixes))
-    ids = torch.tensor(prefixes, device=model.output.weight.device)
+    ids = torch.tensor(prefixes, device=model.device)
     at_once = max(1, WARM_UP_TOKENS // len(prefixes))
     for start in range(0, ids.shape[1], at_once):
         check()
@@ -305,7 +305,7 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig, chec
     set aside. The best is that with the highest log P / length^α (d2l, chapter "Beam Search").
     """
     model, stops = saved.model, _stop_ids(saved, config)
-    device = model.output.weight.device
+    device = model.device
     ended: list[tuple[float, list[int]]] = []
     added: list[list[int]] = [[]]
     with torch.inference_mode():

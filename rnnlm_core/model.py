@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from rnnlm_core.cells import State
 from rnnlm_core.config import ModelConfig
-from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
+from rnnlm_core.errors import DataError, IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
 from rnnlm_core.normalize import NORMALIZERS
+from rnnlm_core.output_loss import output_loss
 from rnnlm_core.recurrence import FEWEST_ROWS, Kind, recur, settled
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
+from rnnlm_core.softmax import FEWEST_TOKENS, AdaptiveSoftmax
 from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
@@ -56,8 +58,16 @@ class LanguageModel(nn.Module):
         sizes = [width] + [config.hidden_size] * (config.num_layers - 1)
         self.layers = nn.ModuleList(self._layer(i, size) for i, size in enumerate(sizes))
         self.dropout = nn.Dropout(config.dropout)
-        self.output = nn.Linear(config.hidden_size, vocabulary_size)
-        if config.tie_weights and self.embedding is not None:
+        self.vocabulary_size = vocabulary_size
+        self.output: nn.Linear | AdaptiveSoftmax
+        if config.softmax == "adaptive":
+            if vocabulary_size < FEWEST_TOKENS:
+                what = f"`model.softmax` adaptive needs at least {FEWEST_TOKENS:,} different tokens"
+                raise DataError(what, f"{vocabulary_size:,}", "use model.softmax=full")
+            self.output = AdaptiveSoftmax(config.hidden_size, vocabulary_size)
+        else:
+            self.output = nn.Linear(config.hidden_size, vocabulary_size)
+        if config.tie_weights and self.embedding is not None and isinstance(self.output, nn.Linear):
             # The first weights are the output's: those of an embedding, N(0, 1), would make far too large logits.
             self.embedding.weight = self.output.weight
         self._initialize()
@@ -108,9 +118,20 @@ class LanguageModel(nn.Module):
         tied = {"output.weight": weights["embedding.weight"]} if self.config.tie_weights else {}
         self.load_state_dict({**weights, **tied})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def loss(self, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+        """Return `scale` times the mean loss, in nats, of targets (tokens) after hidden states (tokens, hidden)."""
+        if isinstance(self.output, AdaptiveSoftmax):
+            return self.output.loss(hidden, targets) * scale
+        return output_loss(hidden, self.output.weight, self.output.bias, targets, scale)
+
     def initial_state(self, batch_size: int) -> list[State]:
         """Return the zero state of every layer."""
-        zeros = self.output.weight.new_zeros(batch_size, self.config.hidden_size)
+        zeros = next(self.parameters()).new_zeros(batch_size, self.config.hidden_size)
         return [(zeros,) * (2 if self.cell == "lstm" else 1) for _ in self.layers]
 
     def forward(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
@@ -197,7 +218,7 @@ def convert(model: LanguageModel, implementation: Literal["scratch", "concise"])
         return copy.deepcopy(model)
     placed: Literal["auto", "after"] = "after" if model.cell == "gru" else "auto"
     config = replace(model.config, implementation=implementation, reset_gate=placed)
-    other = LanguageModel(model.cell, model.output.out_features, config).to(model.output.weight)
+    other = LanguageModel(model.cell, model.vocabulary_size, config).to(next(model.parameters()))
     shared = {name: tensor for name, tensor in model.weights().items() if not name.startswith("layers.")}
     for i, layer in enumerate(model.layers):
         weights = to_concise(layer) if isinstance(layer, ScratchLayer) else from_concise(model.cell, layer)

@@ -7,13 +7,13 @@ on either side of the product). What the ids mean stands in the file's metadata.
 
 import importlib.util
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rnnlm_core.errors import IntegrityError, ResourceError
+from rnnlm_core.errors import IntegrityError, ResourceError, UsageError
 from rnnlm_core.levels import BpeTokenizer
 from rnnlm_core.model import LanguageModel, SavedModel
 from rnnlm_core.scratch import ScratchLayer, torch_layout
@@ -50,8 +50,11 @@ def export_onnx(saved: SavedModel) -> bytes:
     Metadata, as strings: `rnnlm.tokens` (a JSON list, by id), `rnnlm.tokenizer` (JSON: level and eos),
     `rnnlm.bpe` (of level bpe: the description that the library `tokenizers` reads), `rnnlm.normalizer`, `rnnlm.cell`.
 
-    Raises `ResourceError` without the extra `onnx`, or for more weights than a file may hold.
+    Raises `ResourceError` without the extra `onnx`, or for more weights than a file may hold; `UsageError` for a
+    model with an adaptive softmax.
     """
+    if saved.model.config.softmax != "full":
+        raise UsageError("an ONNX file needs the full softmax", saved.model.config.softmax, "use the model itself")
     check_installed()
     from onnx import checker, helper
 
@@ -82,7 +85,7 @@ def check_onnx(data: bytes, saved: SavedModel) -> float:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     model = saved.model
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(saved.vocabulary), (2, 24), generator=draw).to(model.output.weight.device)
+    ids = torch.randint(len(saved.vocabulary), (2, 24), generator=draw).to(model.device)
     state = model.initial_state(2)
     held = {name: np.zeros((len(state), 2, model.config.hidden_size), np.float32) for name in _state_names(model)}
     largest = scale = 0.0
@@ -142,7 +145,7 @@ class _Graph:
         model = self.model
         steps = self._add("Transpose", ["ids"], ["steps"], perm=[1, 0])
         if model.embedding is None:
-            size = self._keep("vocabulary_size", np.array(model.output.out_features))
+            size = self._keep("vocabulary_size", np.array(model.vocabulary_size))
             values = self._keep("off_on", np.array([0, 1], np.float32))
             outputs = self._add("OneHot", [steps, size, values], ["inputs"])
         else:
@@ -155,11 +158,12 @@ class _Graph:
             after.append(last)
         for name, parts in zip(self.states, zip(*after, strict=True), strict=True):
             self._add("Concat", list(parts), [f"{name}_next"], axis=0)
+        output = cast(nn.Linear, model.output)  # another is refused
         tied = model.config.tie_weights and model.embedding is not None
-        weight = "embedding.weight" if tied else self._keep("output.weight", model.output.weight)
+        weight = "embedding.weight" if tied else self._keep("output.weight", output.weight)
         turned = self._add("Transpose", [weight], ["output.weight.T"], perm=[1, 0])
         product = self._add("MatMul", [outputs, turned], ["product"])
-        biased = self._add("Add", [product, self._keep("output.bias", model.output.bias)], ["logits_by_step"])
+        biased = self._add("Add", [product, self._keep("output.bias", output.bias)], ["logits_by_step"])
         self._add("Transpose", [biased], ["logits"], perm=[1, 0, 2])
 
     def _layer(self, i: int, layer: Any, inputs: str, one: str) -> tuple[str, list[str]]:
@@ -193,7 +197,7 @@ class _Graph:
         size = (len(model.layers), "batch", model.config.hidden_size)
         inputs = [make_tensor_value_info("ids", TensorProto.INT64, ("batch", "steps"))]
         inputs += [make_tensor_value_info(name, real, size) for name in self.states]
-        outputs = [make_tensor_value_info("logits", real, ("batch", "steps", model.output.out_features))]
+        outputs = [make_tensor_value_info("logits", real, ("batch", "steps", model.vocabulary_size))]
         outputs += [make_tensor_value_info(f"{name}_next", real, size) for name in self.states]
         weights = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
         return make_graph(self.nodes, "language_model", inputs, outputs, weights)

@@ -84,7 +84,7 @@ def text_tokens(saved: SavedModel, text: str, unknown: str, warn: Warn = lambda 
 
 
 def _score(saved: SavedModel, tokens: list[str], check: Check) -> Scored:
-    ids = torch.tensor(saved.vocabulary[tokens], device=saved.model.output.weight.device)
+    ids = torch.tensor(saved.vocabulary[tokens], device=saved.model.device)
     nats = stream_loss(saved.model, ids, check)
     loss = nats / (len(ids) - 1)
     chars = _predicted_chars(saved.tokenizer, tokens)

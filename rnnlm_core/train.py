@@ -26,10 +26,10 @@ from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.outcomes import Epoch, Trained
-from rnnlm_core.output_loss import output_loss
 from rnnlm_core.partition import PARTITIONS, Minibatches
 from rnnlm_core.precision import check_device, float32_products, loss_scaler, lowered, slowness
 from rnnlm_core.recurrence import settled, way, why_not_native
+from rnnlm_core.softmax import sampled_loss
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short
 from rnnlm_core.vocabulary import Vocabulary
@@ -358,8 +358,12 @@ class _Training:
     def _loss(self, x: Tensor, y: Tensor, state: list[State], scale: float) -> tuple[Tensor, list[State]]:
         """Return `scale` times the mean loss of a minibatch, and the state after it."""
         hidden, after = self.model.hidden_states(x, state)
+        states, targets, samples = hidden.flatten(0, 1), y.t().reshape(-1), self.config.softmax_samples
+        if not samples:
+            return self.model.loss(states, targets, scale), after
         output = self.model.output
-        return output_loss(hidden.flatten(0, 1), output.weight, output.bias, y.t().reshape(-1), scale), after
+        assert isinstance(output, nn.Linear), "an adaptive softmax is not sampled: a rule of the config"
+        return sampled_loss(states, output.weight, output.bias, targets, samples) * scale, after
 
     def _step(self) -> Tensor:
         """Clip the gradients, move the weights, drop the gradients; return their norm before clipping."""

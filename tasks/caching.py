@@ -364,6 +364,16 @@ def faults(result: Any, fault_of: Callable[[Handle], str]) -> Iterator[str]:
             yield from faults(part, fault_of)
 
 
+def is_recorded(key: str) -> bool:
+    """Say whether a result is on record under this key, and what it names is whole."""
+    record = Path(get_current_settings().results.local_storage_path) / key
+    try:
+        content = json.loads(json.loads(record.read_bytes())["result"])
+        return "failure" not in content and not any(faults(read_result(content)))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
 _warned: set[str] = set()
 
 

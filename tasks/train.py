@@ -22,7 +22,7 @@ from rnnlm_core.train_process import Job, train_in_child
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
-from tasks.caching import cache_key, stage
+from tasks.caching import cache_key, is_recorded, stage
 from tasks.locking import KernelLocks
 from tasks.stopping import stop_requested
 from tasks.tracked_runs import MINUTES
@@ -111,6 +111,13 @@ def train(
         _report(run_id, trained, corpus, vocabulary, flow)
     crashpoint("run finished")
     return TrackedTraining(trained, run_id)
+
+
+def has_record(
+    cell: str, corpus: Corpus, vocabulary: BuiltVocabulary, model: ModelConfig, config: TrainConfig, flow: FlowRun
+) -> bool:
+    """Say whether a training is done and its record would be found."""
+    return is_recorded(_key(cell, corpus, vocabulary, model, config, flow))
 
 
 def forget_training(

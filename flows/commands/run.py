@@ -19,6 +19,9 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; may be repeated.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
+    on_workers: Annotated[
+        bool, typer.Option("--on-workers", help="Train each cell as a flow run of its own, on any worker of the pool.")
+    ] = False,
 ) -> None:
     """Train the cells on a text, measure them, let them write, and compare."""
     from rnnlm_core.download import resolve
@@ -31,7 +34,7 @@ def run(
     inspect(resolve(config.corpus.name), config)
     if json_file is not None:
         check_writable(json_file)
-    summary = _run_flow(preset, corpus, chosen, keys, json_file)
+    summary = _run_flow(preset, corpus, chosen, keys, json_file, on_workers)
     _print_summary(summary)
 
 
@@ -95,7 +98,12 @@ def parse_changes(changes: list[str]) -> dict[str, str]:
 
 
 def _run_flow(
-    preset: str, corpus: str | None, cells: list[str] | None, changes: dict[str, str], json_file: Path | None
+    preset: str,
+    corpus: str | None,
+    cells: list[str] | None,
+    changes: dict[str, str],
+    json_file: Path | None,
+    on_workers: bool,
 ) -> dict[str, Any]:
     from tasks import workspace
 
@@ -105,7 +113,7 @@ def _run_flow(
         from flows.summary import PartlyDoneError
 
         try:
-            summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
+            summary: dict[str, Any] = language_model(preset, corpus, cells, changes, on_workers)
         except PartlyDoneError as error:
             summary = error.summary.as_json()
             write_json(json_file, summary)

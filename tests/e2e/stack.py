@@ -60,11 +60,12 @@ class Stack:
         """What the command has printed so far."""
         return (self.home / "up.txt").read_text()
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         """Start it and wait until it says that it is up."""
         with (self.home / "up.txt").open("wb") as out:
             self.process = subprocess.Popen(
-                [*COMMAND, "up", "--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port)],
+                [*COMMAND, "up", "--prefect-port", str(self.prefect_port), "--mlflow-port", str(self.mlflow_port),
+                 *options],
                 env=self.environment, cwd=self.home, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.wait_for(lambda: "logs:  " in self.said, 280)

@@ -36,7 +36,7 @@ def test_it_prints_the_addresses_and_they_answer(up: Stack) -> None:
     found = f"http://127.0.0.1:{up.mlflow_port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=rnnlm"
     assert httpx.get(found, timeout=60).status_code == 200
     names = {one["name"] for one in up.ask("deployments")}
-    assert names == {"smoke", "nightly-time-machine", "weekly-words", "watch-corpus"}
+    assert names == {"smoke", "train-cell", "nightly-time-machine", "weekly-words", "watch-corpus"}
 
 
 def test_a_schedule_fires_twice_and_the_second_run_does_only_cached_work(up: Stack, text: Path) -> None:
