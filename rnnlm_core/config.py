@@ -538,7 +538,7 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
         yield f"`train.precision` must be float32 or bfloat16 on the cpu. Got {config.train.precision}"
     if device.startswith("cuda:") and config.train.processes > 1:
         yield f"`train.device` must be cuda with train.processes={config.train.processes}: one GPU each. Got {device}"
-    if config.train.processes > config.train.batch_size:
+    if config.train.processes > max(1, config.train.batch_size):
         yield (
             f"`train.processes` must be at most train.batch_size ({config.train.batch_size}): each takes rows. "
             f"Got {config.train.processes}"

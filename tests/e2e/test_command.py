@@ -239,24 +239,19 @@ def test_two_processes_train_and_are_tracked_and_come_to_what_one_does(
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_leaves_no_rank_and_the_next_goes_on(home: Path, rnnlm: Command) -> None:
-    arguments = ["run", *TWO, "--set", "train.epochs=60", "--set", "train.seed=5"]
+def test_a_command_that_is_killed_leaves_no_rank_and_a_checkpoint(home: Path) -> None:
+    endless = [*COMMAND, "run", *TWO, "--set", "train.epochs=1000000"]
     killed = subprocess.Popen(
-        [*COMMAND, *arguments], env=environment(home), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        endless, env=environment(home), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert killed.stderr is not None
-    for line in killed.stderr:
-        if "epoch 2/60" in line:
-            break
+    assert any("epoch 2/1000000" in line for line in killed.stderr)
     assert len(ranks_of(home)) == 2
     killed.kill()
     killed.wait()
     killed.stderr.close()
     wait_until_alone(home)
-    (key,) = pending(Store(home / "artifacts" / "store"))
-    snapshot, _ = Checkpoints(Store(home / "artifacts" / "store"), key).load()
+    (key,) = pending(store := Store(home / "artifacts" / "store"))
+    snapshot, _ = Checkpoints(store, key).load()
     assert snapshot is not None
     assert len(snapshot.facts["history"]) >= 2
-    done = rnnlm(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert list(processes_of(home)) == []
