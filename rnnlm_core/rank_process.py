@@ -64,15 +64,17 @@ def launch(fields: dict[str, Any], out: IO[str]) -> None:
             killed = [one.signal_name() for one in error.failures.values() if one.exitcode < 0]
             if not killed:
                 raise
-            often = f"{killed[0]}, after {RESTARTS} new beginnings"
+            # SIGTERM is for the others of one that was killed.
+            name = min(killed, key=lambda name: name == "SIGTERM")
+            often = f"{name}, after {RESTARTS} new beginnings"
             raise ResourceError(f"training of {fields['cell']} was killed", often, MEMORY_RAN_OUT) from error
 
 
 def main() -> None:
     """Be one rank of the job whose file is named, which meets the others as torchrun says or at a file."""
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    # While it waits for the others it would hear of nothing: one of them may have been killed before they met.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     agent = os.getppid()
     out = os.dup(1)
     os.dup2(2, 1)
@@ -105,6 +107,8 @@ def main() -> None:
             if pick_device(fields["train"]["device"]).type == "cuda":
                 fields["train"]["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
             with joined(f"{rendezvous}-{restart}" if rendezvous else "") as ranks:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: stopped.set())
                 if int(restart):
                     most = os.environ["TORCHELASTIC_MAX_RESTARTS"]
                     told = f"a process of this training died: all {ranks.size} go on from the last checkpoint"
