@@ -99,7 +99,7 @@ def refused(answer: Answer, code: int, *parts: str) -> str:
         (["--cells", "rnn,rnn"], ["`cells` must name each cell once. Got rnn twice"]),
         (["--cells", ""], ["cell"]),
         (["--set", "train.learing_rate=1"], ["unknown config key: train.learing_rate: did you mean train.learning_r"]),
-        (["--processes", "17"], ["`train.processes` must be at most train.batch_size (16): each takes rows. Got 17"]),
+        (["--processes", "33"], ["`train.processes` must be at most train.batch_size (32): each takes rows. Got 33"]),
         (
             ["--processes", "2", "--set", "train.processes=3"],
             ["`--processes` and `--set train.processes` are one setting: 2 and 3: give one of them"],
