@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,18 +241,16 @@ def test_two_processes_train_and_are_tracked_and_come_to_what_one_does(
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_leaves_no_rank_and_a_checkpoint(home: Path) -> None:
+    store = Store(home / "artifacts" / "store")
     endless = [*COMMAND, "run", *TWO, "--set", "train.epochs=1000000"]
-    killed = subprocess.Popen(
-        endless, env=environment(home), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert killed.stderr is not None
-    assert any("epoch 2/1000000" in line for line in killed.stderr)
+    often = environment(home) | {"RNNLM_CHECKPOINT_SECONDS": "0.5"}
+    killed = subprocess.Popen(endless, env=often, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not pending(store):
+        assert killed.poll() is None
+        time.sleep(0.1)
     assert len(ranks_of(home)) == 2
     killed.kill()
     killed.wait()
-    killed.stderr.close()
     wait_until_alone(home)
-    (key,) = pending(store := Store(home / "artifacts" / "store"))
-    snapshot, _ = Checkpoints(store, key).load()
-    assert snapshot is not None
-    assert len(snapshot.facts["history"]) >= 2
+    (key,) = pending(store)
+    assert Checkpoints(store, key).load()[0] is not None
