@@ -135,10 +135,10 @@ class Trials:
 
     def go_on(self, number: int) -> None:
         """Bring the sweep to so many trials."""
-        left = self.study.unfinished()
+        left, train = self.study.unfinished(), self.plan.config.train
         try:
             while True:
-                while self._begun() < number and len(self.under_way) < places(self.plan.config.train.device):
+                while self._begun() < number and len(self.under_way) < places(train.device, train.processes):
                     self._begin(left.pop(0) if left else self.study.ask())
                 if not self.under_way:
                     return

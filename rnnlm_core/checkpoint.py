@@ -36,6 +36,19 @@ class Snapshot:
     tensors: dict[str, "Tensor"]
     facts: dict[str, Any]
 
+    def packed(self) -> tuple[bytes, bytes]:
+        """Return facts (JSON) and tensors (safetensors) to send."""
+        from safetensors.torch import save
+
+        return json.dumps(self.facts).encode(), save({k: v.contiguous() for k, v in self.tensors.items()})
+
+    @classmethod
+    def unpacked(cls, facts: bytes, tensors: bytes) -> "Snapshot":
+        """Return what was `packed`."""
+        from safetensors.torch import load
+
+        return cls(load(tensors), json.loads(facts))
+
 
 def pending(store: Store) -> list[str]:
     """Return the keys of the trainings that have checkpoints."""

@@ -176,6 +176,9 @@ class TrainConfig:
     """`auto` (CUDA when present), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """Of the products; weights, updates and loss stay in float32. `tf32` and `float16` (its loss scaled) need a GPU."""
+    processes: int = _option(1, at_least=1, at_most=4096)
+    """That divide the rows of each minibatch (torchrun): a core each, or a GPU each. The mathematics is that of one
+    process; their number changes last digits, and which values dropout drops."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """On a GPU, capture the whole update once and replay it; `auto` goes on without if that fails, and says so."""
 
@@ -545,6 +548,13 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
         yield f"`train.device` must be auto, cpu, cuda or cuda:N. Got {device!r}"
     if device == "cpu" and config.train.precision in ("tf32", "float16"):
         yield f"`train.precision` must be float32 or bfloat16 on the cpu. Got {config.train.precision}"
+    if device.startswith("cuda:") and config.train.processes > 1:
+        yield f"`train.device` must be cuda with train.processes={config.train.processes}: one GPU each. Got {device}"
+    if config.train.processes > max(1, config.train.batch_size):
+        yield (
+            f"`train.processes` must be at most train.batch_size ({config.train.batch_size}): each takes rows. "
+            f"Got {config.train.processes}"
+        )
     if 0 < config.corpus.max_tokens < config.train.fewest_tokens:
         yield (
             f"`corpus.max_tokens` must be at least {config.train.fewest_tokens} to fill one batch of "
@@ -577,7 +587,10 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
             f"with schedule {schedule}: use step or plateau",
         ),
         "train.softmax_samples": (values["model.softmax"] == "full", "with model.softmax=adaptive: use one of the two"),
-        "train.cuda_graph": (values["train.device"] != "cpu", "with train.device=cpu"),
+        "train.cuda_graph": (
+            values["train.device"] != "cpu" and values["train.processes"] == 1,
+            "with train.device=cpu" if values["train.device"] == "cpu" else "with several train.processes",
+        ),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),

@@ -24,6 +24,10 @@ class Minibatches:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def of_rows(self, rows: slice) -> "Minibatches":
+        """Return some rows of each of these minibatches."""
+        return Minibatches(self.ids, self.starts[:, rows], len(self.places) - 1)
+
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         return cut_out(self.ids, self.starts[number], self.places)
 

@@ -116,7 +116,7 @@ class Plan:
             and key not in varied
             and key not in PLACE
             # A sweep from before the key existed is still the same one.
-            and (key != "train.precision" or value != "float32")
+            and (key, value) not in (("train.precision", "float32"), ("train.processes", 1))
         }
         digests = [digest for _, digest in self.source.files if digest]
         # The name of an address is its last part alone, which other addresses share.

@@ -3,6 +3,9 @@
 Truncated back-propagation through time: the state is carried from minibatch to minibatch and detached (sequential
 partition) or reset (random). After each epoch the model is measured on the whole validation stream; the epoch with
 the lowest validation perplexity is kept (without validation split, the last). Progress leaves through a callable.
+
+Several processes (`ranks.py`) divide the rows of each minibatch: gradients and losses are added up, weighted by rows,
+before they are clipped, so the mathematics is that of one process; each rank carries the state of its rows.
 """
 
 import math
@@ -10,8 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +25,14 @@ from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CHECKPOINT_SECONDS, PLACE, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary
 from rnnlm_core.cuda_graph import Buffers, Updates
-from rnnlm_core.errors import Diverged, IntegrityError, Stopped
+from rnnlm_core.errors import Diverged, IntegrityError, Stopped, UsageError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.partition import PARTITIONS, Minibatches
 from rnnlm_core.precision import check_device, float32_products, loss_scaler, lowered, slowness
+from rnnlm_core.ranks import ALONE, Ranks
 from rnnlm_core.recurrence import settled, way, why_not_native
 from rnnlm_core.softmax import sampled_loss
 from rnnlm_core.store import Handle, Store
@@ -60,13 +65,15 @@ def train(
     progress: Progress = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Trained:
     """Train one cell on a corpus and publish the model of its best epoch.
 
     A training with the same `key` that was interrupted goes on from its last checkpoint and ends with the same bits.
-    The checkpoints stay: whoever has recorded the result clears them.
+    The checkpoints stay: whoever has recorded the result clears them. Of several `ranks` the first one alone writes.
 
     Raises:
+        UsageError: the settings are for another number of processes.
         DataError: the training split does not fill one minibatch.
         Stopped: `should_stop` said so; the checkpoint is kept.
         Diverged: the loss is no longer a number.
@@ -89,8 +96,29 @@ def train(
     fitted = fit(
         cell, len(words), splits["train"], splits.get("valid"), model, config,
         checkpoints=checkpoints, checkpoint_seconds=checkpoint_seconds,
-        progress=progress, should_stop=should_stop, warn=warn,
+        progress=progress, should_stop=should_stop, warn=warn, ranks=ranks,
     )  # fmt: skip
+    sha256 = b"" if ranks.number else _publish(store, fitted, words, folder, corpus, vocabulary, config).sha256.encode()
+    return Trained(
+        cell=cell,
+        model=Handle("model", ranks.from_one(sha256).decode()),
+        best_epoch=fitted.best_epoch,
+        num_parameters=num_parameters(fitted.model),
+        device=device_name(fitted.device),
+        tokens_per_second=median(epoch.tokens_per_second for epoch in fitted.history),
+        history=fitted.history,
+    )
+
+
+def _publish(
+    store: Store,
+    fitted: Fitted,
+    words: Vocabulary,
+    folder: Path,
+    corpus: Handle,
+    vocabulary: Handle,
+    config: TrainConfig,
+) -> Handle:
     with store.draft("model") as draft:
         save_model(
             draft.folder,
@@ -104,16 +132,7 @@ def train(
                 "train": _settings(config),
             },
         )
-        handle = draft.publish()
-    return Trained(
-        cell=cell,
-        model=handle,
-        best_epoch=fitted.best_epoch,
-        num_parameters=num_parameters(fitted.model),
-        device=device_name(fitted.device),
-        tokens_per_second=median(epoch.tokens_per_second for epoch in fitted.history),
-        history=fitted.history,
-    )
+        return draft.publish()
 
 
 def fit(
@@ -129,12 +148,18 @@ def fit(
     progress: Progress = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Fit a new model to `train_ids` and return it with the weights of its best epoch.
 
-    The same seed gives the same numbers on the same machine with the same number of threads, whether or not the
-    training was interrupted and went on from its `checkpoints`. The caller's random state is left as it was.
+    The same seed gives the same numbers on the same machine with the same number of threads and `ranks`, whether or
+    not the training was interrupted and went on from its `checkpoints`. The caller's random state is left as it was.
     """
+    if ranks.size != config.processes:
+        given = f"{config.processes}, and {ranks.size} of them are here"
+        raise UsageError(
+            "`train.processes` must be started together", given, "use `rnnlm run --processes`, or torchrun"
+        )
     device = pick_device(config.device)
     check_device(config, device)
     if len(train_ids) < config.fewest_tokens:
@@ -161,38 +186,66 @@ def fit(
         float32_products(config.precision, device),
     ):
         torch.manual_seed(config.seed)
-        training = _Training(cell, vocabulary_size, train_ids, valid_ids, model_config, config, device, warn=warn)
-        if checkpoints is not None:
-            snapshot, faults = checkpoints.load()
-            for fault in faults:
-                warn(f"checkpoint skipped: {fault}")
-            if snapshot is not None:
-                training.restore(snapshot)
-                was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
-                if was != now:
-                    warn(f"the training goes on in another arithmetic ({was}, now {now}): its last digits will differ")
-                for epoch in training.history:
-                    progress(epoch)
+        training = _Training(
+            cell, vocabulary_size, train_ids, valid_ids, model_config, config, device, ranks, warn=warn
+        )
+        if ranks.number:  # the first weights are those of all, the dropout is each one's own
+            torch.manual_seed(config.seed + (ranks.number << 32))
+        if checkpoints is not None and (snapshot := _newest(checkpoints, ranks, warn)) is not None:
+            training.restore(snapshot)
+            was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
+            if was != now:
+                warn(f"the training goes on in another arithmetic ({was}, now {now}): its last digits will differ")
+            for epoch in training.history:
+                progress(epoch)
         saved_at = time.monotonic()
 
-        def save(seconds: float) -> None:
+        def save() -> None:
             nonlocal saved_at
-            if checkpoints is not None and time.monotonic() - saved_at >= seconds:
-                checkpoints.save(training.snapshot())
+            if checkpoints is not None:
+                snapshot = training.snapshot()
+                if not ranks.number:
+                    checkpoints.save(snapshot)
                 saved_at = time.monotonic()
 
+        def is_time() -> bool:  # by the first one's clock
+            return not ranks.number and time.monotonic() - saved_at >= checkpoint_seconds
+
         def before_update() -> None:
-            if should_stop():
-                save(0)
+            stop, due = ranks.any(should_stop(), is_time())
+            if stop or due:
+                save()
+            if stop:
                 epoch = len(training.history) + 1
                 raise Stopped("training stopped", f"in epoch {epoch}", "run the same command again to go on")
-            save(checkpoint_seconds)
 
         while len(training.history) < config.epochs and not training.out_of_patience():
             progress(training.run_epoch(before_update))
-            save(checkpoint_seconds)
-        save(0)  # what is done must not be done again because something fails afterwards
+            if ranks.any(is_time())[0]:
+                save()
+        save()  # what is done must not be done again because something fails afterwards
         return training.result()
+
+
+def _newest(checkpoints: Checkpoints, ranks: Ranks, warn: Callable[[str], None]) -> Snapshot | None:
+    """Return the newest whole checkpoint that any rank finds.
+
+    Hosts may have stores of their own, and the first rank may have been on another one before a new beginning.
+    """
+    found, faults = checkpoints.load()
+    for fault in faults:
+        warn(f"checkpoint skipped: {fault}")
+    if ranks.size == 1:
+        return found
+    progress = [0, 0]
+    if found is not None:
+        progress = [len(found.facts["history"]), 1 + (found.facts["place"] or {"updates": 0})["updates"]]
+    each = ranks.each(torch.tensor(progress)).tolist()
+    if not any(map(any, each)):
+        return None
+    owner = each.index(max(each))
+    facts, tensors = (ranks.from_one(part, owner) for part in (found.packed() if found else (b"", b"")))
+    return Snapshot.unpacked(facts, tensors)
 
 
 def _warn_of_slowness(warn: Callable[[str], None]) -> None:
@@ -234,18 +287,20 @@ class _Training:
         model_config: ModelConfig,
         config: TrainConfig,
         device: torch.device,
+        ranks: Ranks = ALONE,
         *,
         in_place: bool | None = None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`in_place`: do updates over buffers that stay where they are, as a CUDA graph needs; None: on a GPU."""
-        self.config, self.device = config, device
+        """`in_place`: do updates over buffers that stay where they are, as a CUDA graph needs; None: alone on a GPU."""
+        self.config, self.device, self.ranks = config, device, ranks
+        self.rows = ranks.rows(config.batch_size)
         self.train_ids = train_ids.to(device)
         self.valid_ids = None if valid_ids is None else valid_ids.to(device)
         self.model = LanguageModel(cell, vocabulary_size, model_config).to(device)
         self.scaler = loss_scaler(config.precision, device)
         self.updates: Updates | None = None
-        if device.type == "cuda" if in_place is None else in_place:
+        if (device.type == "cuda" and ranks.size == 1) if in_place is None else in_place:
             state = self.model.initial_state(config.batch_size)
             buffers = Buffers(self.train_ids, config.batch_size, config.num_steps, config.accumulate, state)
             self.optimizer = _optimizer(self.model, config, buffers.rate)
@@ -281,6 +336,7 @@ class _Training:
         config = self.config
         data_random = self.generator.get_state()
         batches = PARTITIONS[config.partition](self.train_ids, config.batch_size, config.num_steps, self.generator)
+        batches = batches.of_rows(self.rows)
         updates = math.ceil(len(batches) / config.accumulate)
         place = self.place or _Place(
             data_random,
@@ -288,7 +344,7 @@ class _Training:
             # would keep the C library from using their memory again (16 MB a step at a vocabulary of 10,000).
             torch.zeros(len(batches), device=self.device),
             torch.zeros(updates, device=self.device),
-            self.model.initial_state(config.batch_size),
+            self._initial_state(),
         )
         self.place = place
         rates = [learning_rate(config, self.history, update, updates) for update in range(updates)]
@@ -315,7 +371,7 @@ class _Training:
         trained = earlier + time.perf_counter() - started
         valid_loss = None
         if self.valid_ids is not None:
-            valid_loss = stream_loss(self.model, self.valid_ids) / (len(self.valid_ids) - 1)
+            valid_loss = self._valid_loss(self.valid_ids)
             if not math.isfinite(valid_loss):  # the last update left weights that predict nothing
                 raise self._diverged(len(norms), f"validation loss {valid_loss}, gradient norm {float(norms[-1])}")
         epoch = Epoch(
@@ -336,22 +392,37 @@ class _Training:
             self.best_weights = {name: t.detach().clone() for name, t in self.model.weights().items()}
         return epoch
 
+    def _initial_state(self) -> list[State]:
+        return self.model.initial_state(self.rows.stop - self.rows.start)
+
+    def _valid_loss(self, ids: Tensor) -> float:
+        """Return the mean loss over a stream, which the first rank measures."""
+        loss = 0.0 if self.ranks.number else stream_loss(self.model, ids) / (len(ids) - 1)
+        told = torch.tensor([loss], dtype=torch.float64)
+        self.ranks.add_up([told])
+        return float(told)
+
     def _update(self, place: _Place, batches: Minibatches, together: int, rate: float) -> None:
         """Do one update with the next `together` minibatches, at a learning rate."""
         for number in range(place.batches, place.batches + together):
             x, y = batches[number]
             if self.config.partition == "random":
-                place.state = self.model.initial_state(self.config.batch_size)
+                place.state = self._initial_state()
             place.losses[number], place.state = self._add_gradients(x, y, detach(place.state), together)
+        gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
+        self.ranks.add_up([*gradients, place.losses[place.batches : place.batches + together]])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         place.norms[place.updates] = self._step()
 
     def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
-        """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state."""
+        """Add the gradients of one of `together` minibatches; return its loss, left on the device, and the state.
+
+        Of the rows of this rank: their share of both.
+        """
         scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
         with lowered(self.config.precision, self.device):
-            loss, after = self._loss(x, y, state, scale)
+            loss, after = self._loss(x, y, state, scale * (len(x) / self.config.batch_size))
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach() / scale, after
 
@@ -414,9 +485,9 @@ class _Training:
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if v is not None}
         tensors["random.data"] = self.place.data_random if self.place else self.generator.get_state()
-        tensors["random.cpu"] = torch.get_rng_state()
+        tensors["random.cpu"] = self._of_each_rank(torch.get_rng_state())
         if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors["random.cuda"] = self._of_each_rank(torch.cuda.get_rng_state(self.device))
         facts: dict[str, Any] = {
             "recurrence": settled(self.device),
             "loss_scale": None if self.scaler is None else self.scaler.state_dict(),
@@ -428,7 +499,8 @@ class _Training:
             place = self.place
             tensors |= {"place.losses": place.losses, "place.norms": place.norms}
             for i, layer in enumerate(detach(place.state)):
-                tensors |= {f"place.state.{i}.{j}": part.clone() for j, part in enumerate(layer)}
+                rows = [self.ranks.all_rows(part.clone(), self.config.batch_size) for part in layer]
+                tensors |= {f"place.state.{i}.{j}": part for j, part in enumerate(rows)}
             facts["place"] = {
                 "batches": place.batches,
                 "updates": place.updates,
@@ -436,6 +508,12 @@ class _Training:
                 "seconds": place.seconds,
             }
         return Snapshot(tensors, facts)
+
+    def _of_each_rank(self, random: Tensor) -> Tensor:
+        return random if self.ranks.size == 1 else self.ranks.each(random)
+
+    def _own(self, random: Tensor) -> Tensor:
+        return random if self.ranks.size == 1 else random[self.ranks.number].clone()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, exactly."""
@@ -460,16 +538,16 @@ class _Training:
         if self.scaler is not None:
             self.scaler.load_state_dict(snapshot.facts["loss_scale"])
         self.generator.set_state(groups["random"]["data"])
-        torch.set_rng_state(groups["random"]["cpu"])
+        torch.set_rng_state(self._own(groups["random"]["cpu"]))
         if "cuda" in groups["random"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(groups["random"]["cuda"], self.device)
+            torch.cuda.set_rng_state(self._own(groups["random"]["cuda"]), self.device)
         self.best_epoch = snapshot.facts["best_epoch"]
         self.history = [Epoch(**epoch) for epoch in snapshot.facts["history"]]
         if snapshot.facts["place"] is not None:
             tensors = {name: tensor.to(self.device) for name, tensor in groups["place"].items()}
             state: list[State] = []
             for i, layer in enumerate(self.model.initial_state(1)):
-                state.append(tuple(tensors[f"state.{i}.{j}"] for j in range(len(layer))))
+                state.append(tuple(tensors[f"state.{i}.{j}"][self.rows].clone() for j in range(len(layer))))
             self.place = _Place(
                 groups["random"]["data"], tensors["losses"], tensors["norms"], state, **snapshot.facts["place"]
             )

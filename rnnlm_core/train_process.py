@@ -2,7 +2,8 @@
 
 The child is `python -m rnnlm_core.train_process`: it reads one job (JSON) from standard input, then now and again the
 number of cores that it may use, a line each; it writes one JSON object per line to standard output, and stops at the
-next minibatch when standard input ends. So it also ends when its parent is killed.
+next minibatch when standard input ends. So it also ends when its parent is killed. A job for several processes is
+theirs (`rank_process.py`): the child starts them and waits, they share its standard input and output.
 """
 
 import contextlib
@@ -25,9 +26,11 @@ from rnnlm_core.store import Handle, Store
 
 if TYPE_CHECKING:
     from rnnlm_core.outcomes import Epoch
+    from rnnlm_core.ranks import Ranks
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
+MEMORY_RAN_OUT = "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again"
 # The GNU C library would hand the large tensors of every step back to the system, and fetch them, zeroed, again.
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
@@ -62,10 +65,12 @@ def train_in_child(
 ) -> dict[str, Any]:
     """Run a job in a child process and return its result as plain data (see `train.Trained`).
 
-    `progress` receives each `train.Epoch` as plain data, `usage` before that what the child has used
+    `progress` receives each `train.Epoch` as plain data, once, `usage` before that what the child has used
     (`process_usage.Meter`). `num_cores` says how many cores the child may use from now on: that changes no digit of a
     job with one thread. Raises what the child raised; a child that died raises `ResourceError` with the signal.
     """
+    if job.train.processes > 1:
+        progress = _once(progress)
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "rnnlm_core.train_process"],
@@ -101,7 +106,7 @@ def _listen(
     assert child.stdin is not None
     assert child.stdout is not None
     lines: queue.Queue[str] = queue.Queue()
-    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
+    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines, job.train.processes > 1), daemon=True)
     reader.start()
     _tell(child, json.dumps(asdict(job)))
     told = 0
@@ -131,10 +136,32 @@ def _listen(
             return result
 
 
-def _read_lines(stream: IO[str], lines: "queue.Queue[str]") -> None:
+def _read_lines(stream: IO[str], lines: "queue.Queue[str]", torn: bool) -> None:
+    """Pass lines on; where they may be `torn` by the kill of a rank, which says them again, whole ones alone."""
     for line in stream:
-        lines.put(line)
+        if not torn or _is_whole(line):
+            lines.put(line)
     lines.put("")
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return bool(json.loads(line))
+    except ValueError:
+        return False
+
+
+def _once(progress: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Return `progress` for epochs that are told anew after each new beginning."""
+    last = 0
+
+    def tell(epoch: dict[str, Any]) -> None:
+        nonlocal last
+        if epoch["number"] > last:
+            last = epoch["number"]
+            progress(epoch)
+
+    return tell
 
 
 def _rebuild(error: dict[str, Any]) -> Exception:
@@ -149,11 +176,7 @@ def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmE
     tail = errors.read().decode(errors="replace").strip()[-2000:]
     if code < 0:
         name = signal.Signals(-code).name
-        return ResourceError(
-            f"training of {job.cell} was killed",
-            name,
-            "if memory ran out lower train.batch_size or model.hidden_size, then run the same command again",
-        )
+        return ResourceError(f"training of {job.cell} was killed", name, MEMORY_RAN_OUT)
     return RuntimeError(f"training of {job.cell} ended with exit code {code}\n{tail}")
 
 
@@ -196,10 +219,23 @@ def main() -> None:
         out.write(json.dumps(message) + "\n")
 
     fields = json.loads(sys.stdin.readline())
+    if fields["train"]["processes"] > 1:
+        from rnnlm_core.rank_process import launch
+
+        try:
+            launch(fields, out)
+        except RnnlmError as error:
+            say(error={"kind": type(error).__name__, "args": list(error.args)})
+        return
     stopped = threading.Event()
     threading.Thread(target=_watch_parent, args=(stopped,), daemon=True).start()
+    report(fields["cell"], say, lambda: run_job(fields, say, stopped.is_set))
+
+
+def report(cell: str, say: Callable[..., None], work: Callable[[], dict[str, Any]]) -> None:
+    """Say what `work` comes to, or why it came to nothing."""
     try:
-        say(trained=_run(fields, say, stopped))
+        say(trained=work())
     except RnnlmError as error:
         say(error={"kind": type(error).__name__, "args": list(error.args)})
     except BaseException as error:
@@ -207,7 +243,7 @@ def main() -> None:
 
         if _is_out_of_memory(error):
             remedy = "lower train.batch_size or model.hidden_size"
-            say(error={"kind": "TooLarge", "args": ["out of memory", fields["cell"], remedy]})
+            say(error={"kind": "TooLarge", "args": ["out of memory", cell, remedy]})
             return
         say(error={"traceback": traceback.format_exc()})
         raise
@@ -227,7 +263,10 @@ def _watch_parent(stopped: threading.Event) -> None:
     stopped.set()
 
 
-def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Event) -> dict[str, Any]:
+def run_job(
+    fields: dict[str, Any], say: Callable[..., None], should_stop: Callable[[], bool], **more: "Ranks"
+) -> dict[str, Any]:
+    """Train what a job asks for and say what comes of it on the way; `more` is for `train.train`."""
     import torch
 
     from rnnlm_core.process_usage import Meter
@@ -256,8 +295,9 @@ def _run(fields: dict[str, Any], say: Callable[..., None], stopped: threading.Ev
         key=fields["key"],
         checkpoint_seconds=fields["checkpoint_seconds"],
         progress=progress,
-        should_stop=stopped.is_set,
+        should_stop=should_stop,
         warn=lambda text: say(warning=text),
+        **more,
     )
     return asdict(trained)
 

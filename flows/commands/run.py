@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.screen import check_writable, flows_ready, not_finite, show, warn, write_json
-from rnnlm_core.errors import ConfigError, RnnlmError
+from rnnlm_core.errors import ConfigError, RnnlmError, UsageError
 
 
 def run(
@@ -15,6 +15,9 @@ def run(
     ] = "quickstart",
     corpus: Annotated[str | None, typer.Option(help="Another text: a name, a path or an http(s) address.")] = None,
     cells: Annotated[str | None, typer.Option(help="Cells to train, comma-separated: rnn,gru,lstm.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that train a cell together: --set train.processes=N.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; may be repeated.")
     ] = None,
@@ -30,6 +33,11 @@ def run(
 
     chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
     keys = parse_changes(changes or [])
+    if processes is not None:
+        if keys.get("train.processes", str(processes)) != str(processes):
+            asked = f"{processes} and {keys['train.processes']}"
+            raise UsageError("`--processes` and `--set train.processes` are one setting", asked, "give one of them")
+        keys["train.processes"] = str(processes)
     config = run_config(preset, corpus, chosen, keys)
     inspect(resolve(config.corpus.name), config)
     if json_file is not None:

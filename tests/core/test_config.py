@@ -345,6 +345,18 @@ def test_a_precision_that_needs_a_gpu_is_refused_on_the_cpu(precision: str) -> N
 
 def test_what_says_where_and_how_is_a_key() -> None:
     assert set(PLACE) < set(flatten(DEFAULT))
+    assert "train.processes" not in PLACE  # it changes last digits
+
+
+def test_each_process_takes_a_row_and_a_gpu_of_its_own() -> None:
+    assert override(DEFAULT, {"train.processes": 32, "train.device": "cuda"}).train.processes == 32
+    assert _lines({"train.processes": 33}) == [
+        "`train.processes` must be at most train.batch_size (32): each takes rows. Got 33"
+    ]
+    assert _lines({"train.processes": 2, "train.device": "cuda:1"}) == [
+        "`train.device` must be cuda with train.processes=2: one GPU each. Got cuda:1"
+    ]
+    assert _lines({"train.processes": 0}) == ["`train.processes` must be at least 1. Got 0"]
 
 
 def test_max_tokens_must_fill_a_batch() -> None:
@@ -382,6 +394,7 @@ def test_an_empty_prefix_is_refused() -> None:
         ("train.decay_after", 3, {"train.schedule": "plateau"}, {"train.schedule": "step"}),
         ("train.cuda_graph", "on", {"train.device": "cpu"}, {"train.device": "cuda"}),
         ("train.cuda_graph", "off", {"train.device": "cpu"}, {}),
+        ("train.cuda_graph", "on", {"train.processes": 2}, {}),
         ("generate.seed", 3, {}, SAMPLED),
         ("generate.top_k", 3, {}, SAMPLED),
         ("generate.top_p", 0.9, {}, SAMPLED),

@@ -192,9 +192,9 @@ def test_the_same_request_has_the_same_name_and_any_other_another(tmp_path: Path
     assert name(changes={"train.cuda_graph": "off"}) == first
     assert name(changes={"generate.length": 3}) == first
     others = [name(cells=["rnn"]), name(changes={"train.epochs": 3}), name(search=["train.epochs=2..3"])]
-    others.append(name(changes={"train.precision": "bfloat16"}))
+    others += [name(changes={"train.precision": "bfloat16"}), name(changes={"train.processes": 2})]
     text.write_text("the time traveler " * 500)
-    assert len({first, name(), *others}) == 6
+    assert len({first, name(), *others}) == 7
     assert name(name="mine.1") == "mine.1"
 
 
@@ -204,8 +204,8 @@ def test_a_name_is_plain(name: str) -> None:
         make_plan("smoke", name=name)
 
 
-def test_a_sweep_from_before_the_precision_was_a_key_is_the_same_one() -> None:
-    assert "train.precision" not in make_plan("smoke", cells=["gru"]).definition
+def test_a_sweep_from_before_a_key_existed_is_the_same_one() -> None:
+    assert not {"train.precision", "train.processes"} & make_plan("smoke", cells=["gru"]).definition.keys()
     lower = make_plan("smoke", cells=["gru"], changes={"train.precision": "bfloat16"}).definition
     assert lower["train.precision"] == "bfloat16"
 

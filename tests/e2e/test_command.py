@@ -3,12 +3,13 @@
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from homes import COMMAND, PROJECT, processes_of, without_settings
+from homes import COMMAND, PROJECT, processes_of, ranks_of, wait_until_alone, without_settings
 from mlflow import MlflowClient
 
 from rnnlm_core.checkpoint import Checkpoints, pending
@@ -207,3 +208,49 @@ def test_the_smoke_command_holds_every_check_and_writes_only_at_home(
     assert any(line.startswith("- run 2: 0 stages done, 15 cached, ") for line in summary)
     assert sum(line.startswith("- ✓ ") for line in summary) == 19
     assert list(elsewhere.iterdir()) == []
+
+
+# Two processes train a cell together
+
+
+TWO = [*SMALL, "--processes", "2"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_are_tracked_and_come_to_what_one_does(
+    first: dict[str, Any], rnnlm: Command, home: Path, tmp_path: Path
+) -> None:
+    done = rnnlm("run", *TWO, "--json", tmp_path / "two.json")
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["tasks"] == {"executed": 4, "cached": 5}  # train, evaluate, generate, compare
+    one, both = (run["cells"]["rnn"]["test_perplexity"] for run in (first, two))
+    assert both == pytest.approx(one, rel=1e-3)
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("rnnlm")
+    assert experiment is not None
+    (tracked,) = client.search_runs(
+        [experiment.experiment_id], "params.`train.processes` = '2' and tags.`rnnlm.cell` = 'rnn'"
+    )
+    assert tracked.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "train/loss")] == [1, 2]
+    assert list(processes_of(home)) == []
+    again = rnnlm("run", *SMALL, "--set", "train.processes=2")
+    assert "nothing to do: all 9 stages are cached" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_leaves_no_rank_and_a_checkpoint(home: Path) -> None:
+    store = Store(home / "artifacts" / "store")
+    endless = [*COMMAND, "run", *TWO, "--set", "train.epochs=1000000"]
+    often = environment(home) | {"RNNLM_CHECKPOINT_SECONDS": "0.5"}
+    killed = subprocess.Popen(endless, env=often, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not pending(store):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    assert len(ranks_of(home)) == 2
+    killed.kill()
+    killed.wait()
+    wait_until_alone(home)
+    (key,) = pending(store)
+    assert Checkpoints(store, key).load()[0] is not None

@@ -55,6 +55,11 @@ def trainings_of(home: Path) -> list[psutil.Process]:
     return [process for process in processes_of(home) if "rnnlm_core.train_process" in process.cmdline()]
 
 
+def ranks_of(home: Path) -> list[psutil.Process]:
+    """Return the processes that train together in this home."""
+    return [process for process in processes_of(home) if "rnnlm_core.rank_process" in process.cmdline()]
+
+
 def processes_of(home: Path) -> Iterator[psutil.Process]:
     """Yield the processes whose environment names this home."""
     for process in psutil.process_iter():

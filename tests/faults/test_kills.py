@@ -1,10 +1,11 @@
-"""A training that is killed again and again ends with the bits of one that never was."""
+"""A training that is killed again and again ends with the bits of one that never was; one of several processes too."""
 
 import contextlib
 import math
 import os
 import random
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -85,3 +86,48 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bits(cell: str, 
         finished += 1
     assert warnings == []
     print(f"{cell}: {kills} kills, all survived, in {finished + 1} trainings")
+
+
+def kill_a_rank_at(moments: list[float], draw: random.Random) -> bool:
+    """Kill one of the ranks when the next moment has come; never ask them to stop."""
+    if moments and time.monotonic() >= moments[0]:
+        ranks = []
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if "rnnlm_core.rank_process" in child.cmdline():
+                    ranks.append(child)
+        if len(ranks) == 2:
+            draw.choice(ranks).kill()
+            moments.pop(0)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_rank_that_is_killed_at_random_moments_changes_no_bit(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    two = {"processes": 2, "batch_size": 7}
+    job = job_in(tmp_path / "whole", cell)
+    started = time.monotonic()
+    whole = train_in_child(replace(job, train=replace(job.train, **two)), lambda _: None, lambda: False, lambda _: None)
+    length = time.monotonic() - started
+    job = job_in(tmp_path / "killed", cell)
+    job = replace(job, train=replace(job.train, **two))
+    draw = random.Random(cell)
+    warnings: list[str] = []
+    kills = trainings = 0
+    while kills < KILLS:
+        Checkpoints(Store(Path(job.store)), job.key).clear()
+        now = time.monotonic()
+        planned = sorted(now + draw.uniform(0.1, 1.0) * length for _ in range(min(3, KILLS - kills)))
+        moments = list(planned)
+        result = train_in_child(job, lambda _: None, partial(kill_a_rank_at, moments, draw), warnings.append)
+        kills += len(planned) - len(moments)
+        trainings += 1
+        assert result["model"] == whole["model"]
+        assert [e["train_loss"] for e in result["history"]] == [e["train_loss"] for e in whole["history"]]
+    assert all(warning.startswith("a process of this training died: all 2 go on") for warning in warnings)
+    assert warnings
+    print(f"{cell}: {kills} ranks killed, {len(warnings)} new beginnings, in {trainings} trainings")

@@ -99,6 +99,11 @@ def refused(answer: Answer, code: int, *parts: str) -> str:
         (["--cells", "rnn,rnn"], ["`cells` must name each cell once. Got rnn twice"]),
         (["--cells", ""], ["cell"]),
         (["--set", "train.learing_rate=1"], ["unknown config key: train.learing_rate: did you mean train.learning_r"]),
+        (["--processes", "33"], ["`train.processes` must be at most train.batch_size (32): each takes rows. Got 33"]),
+        (
+            ["--processes", "2", "--set", "train.processes=3"],
+            ["`--processes` and `--set train.processes` are one setting: 2 and 3: give one of them"],
+        ),
         (["--set", "train.epochs"], ["`--set` takes KEY=VALUE: train.epochs: for example --set train.epochs=3"]),
         (["--set", "train.epochs=many"], ["`train.epochs` must be an integer. Got 'many'"]),
         (["--set", "train.epochs=0"], ["`train.epochs` must be at least 1. Got 0"]),

@@ -173,6 +173,39 @@ def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_a_training_of_several_processes_has_a_core_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "cpu_slots", lambda: 4)
+    slots = threading.BoundedSemaphore(4)
+    monkeypatch.setattr(train_stage, "_cpu_slots", slots)
+    assert [train_stage.places("cpu", processes) for processes in (1, 2, 3, 9)] == [4, 2, 1, 1]
+    with train_stage._place("cpu", 3) as place:
+        assert place == ("cpu", 1)
+        assert train_stage._cores_of_each() == 1
+        with train_stage._place("cpu"):
+            assert not slots.acquire(blocking=False)
+    with train_stage._place("cpu", 9):  # more than there are: they take turns on all
+        assert not slots.acquire(blocking=False)
+    assert slots._value == 4
+
+
+def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "cpu_slots", lambda: 3)
+    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(3))
+
+    def work() -> None:
+        for _ in range(200):
+            with train_stage._place("cpu", 2):
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert train_stage._on_cpu == {}
+
+
 def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(1))
     for _ in range(3):
@@ -249,6 +282,19 @@ def test_a_named_gpu_is_the_one_that_is_used_and_waited_for(monkeypatch: pytest.
             assert take(places, "auto") == "cuda:0"
             places.pop_all().close()
     assert is_idle()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_processes_take_a_gpu_each_and_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_GPU_SLOTS", "1")
+    with ExitStack() as places:
+        assert places.enter_context(train_stage._place("auto", 2)) == ("cuda", 0)
+        with waits("cuda:1"):
+            places.pop_all().close()
+    assert is_idle()
+    told = r"each process needs a GPU: train.processes=3, 2 GPUs: use fewer, or `--set train.device=cpu`"
+    with pytest.raises(ResourceError, match=told), train_stage._place("cuda", 3):
+        pass
 
 
 @pytest.mark.usefixtures("two_gpus")
