@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import runners
 from flows.summary import CellStages, Ledger, RunSummary
 from flows.text_stages import TextStages
 from rnnlm_core.config import RunConfig, flatten
@@ -41,6 +42,7 @@ def language_model(
     corpus: str | None = None,
     cells: list[str] | None = None,
     changes: dict[str, Any] | None = None,
+    runner: str = "local",
 ) -> dict[str, Any]:
     """Train, measure and compare recurrent cells on a text.
 
@@ -52,18 +54,22 @@ def language_model(
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
         cells: which of rnn, gru and lstm; each takes a training of its own.
         changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
+        runner: who works on the shards of a long text: local, dask or ray, or dask:HOST:PORT, ray:HOST:PORT.
     """
+    workers = runners.parse(runner)
+    runners.check(workers)
     config = run_config(preset, corpus, cells, changes)
     source = resolve(config.corpus.name)
     inspect(source, config)
     stop_requested.clear()
+    runners.warn_of(workers)
     for done in health.tidy():
         progress.warn("start", done)
     parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         crashpoint("flow opened")
         try:
-            summary = _chain(config, source, run).as_json()
+            summary = _chain(config, source, run, workers).as_json()
             crashpoint("flow finished")
             return summary
         except BaseException as error:
@@ -75,9 +81,9 @@ def language_model(
             health.clear_checkpoints()
 
 
-def _chain(config: RunConfig, source: Source, run: FlowRun) -> RunSummary:
+def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Runner) -> RunSummary:
     ledger = Ledger(run, source)
-    text = TextStages.begin(config, source, ledger)
+    text = TextStages.begin(config, source, ledger, workers)
     ids, words = text.corpus, text.vocabulary
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}

@@ -12,8 +12,9 @@ from typing import Final
 from rnnlm_core.errors import unknown_name
 
 KINDS: Final = ("text", "tokens", "statistics", "vocabulary", "corpus", "ids", "checkpoint", "model", "comparison")
+STEPS: Final = ("drafted", "filled", "sealed", "published")
 POINTS: Final = (
-    *(f"{step}:{kind}" for kind in KINDS for step in ("drafted", "filled", "sealed", "published")),
+    *(f"{step}:{kind}" for kind in KINDS for step in STEPS),
     "removed",
     "written",
     "replaced",
@@ -27,12 +28,15 @@ POINTS: Final = (
     "champion moved",
     "flow finished",
 )
-"""Every point there is.
+"""Every point that the run of a short text comes by.
 
 A draft is `drafted` (an empty folder), `filled`, `sealed` (with its manifest), `published` (under its name). What is
 `removed` has left its place but is still on the disk. A single file is `written` under a temporary name and then
 `replaced`; the checkpoints of a training are `unlisted` before they are removed. The rest is told to MLflow.
 """
+
+POINTS_OF_SHARDS: Final = tuple(f"{step}:{kind}" for kind in ("counts", "merges", "pieces") for step in STEPS)
+"""Those that only a text in several shards comes by."""
 
 _reached: Counter[str] = Counter()
 
@@ -43,8 +47,9 @@ def crashpoint(name: str) -> None:
     if not wanted:
         return
     point, _, number = wanted.partition("@")
-    if point not in POINTS:
-        raise unknown_name("crash point", point, list(POINTS))
+    known = [*POINTS, *POINTS_OF_SHARDS]
+    if point not in known:
+        raise unknown_name("crash point", point, known)
     if point != name:
         return
     _reached[name] += 1

@@ -18,9 +18,14 @@ def run(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; may be repeated.")
     ] = None,
+    runner: Annotated[
+        str,
+        typer.Option(metavar="local|dask[:HOST:PORT]|ray[:HOST:PORT]", help="Who works on the shards of a long text."),
+    ] = "local",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
 ) -> None:
     """Train the cells on a text, measure them, let them write, and compare."""
+    from flows import runners
     from rnnlm_core.download import resolve
     from rnnlm_core.inspection import inspect
     from rnnlm_core.presets import run_config
@@ -28,10 +33,11 @@ def run(
     chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
     keys = parse_changes(changes or [])
     config = run_config(preset, corpus, chosen, keys)
+    runners.check(runners.parse(runner))
     inspect(resolve(config.corpus.name), config)
     if json_file is not None:
         check_writable(json_file)
-    summary = _run_flow(preset, corpus, chosen, keys, json_file)
+    summary = _run_flow(preset, corpus, chosen, keys, runner, json_file)
     _print_summary(summary)
 
 
@@ -95,7 +101,12 @@ def parse_changes(changes: list[str]) -> dict[str, str]:
 
 
 def _run_flow(
-    preset: str, corpus: str | None, cells: list[str] | None, changes: dict[str, str], json_file: Path | None
+    preset: str,
+    corpus: str | None,
+    cells: list[str] | None,
+    changes: dict[str, str],
+    runner: str,
+    json_file: Path | None,
 ) -> dict[str, Any]:
     from tasks import workspace
 
@@ -105,7 +116,7 @@ def _run_flow(
         from flows.summary import PartlyDoneError
 
         try:
-            summary: dict[str, Any] = language_model(preset, corpus, cells, changes)
+            summary: dict[str, Any] = language_model(preset, corpus, cells, changes, runner)
         except PartlyDoneError as error:
             summary = error.summary.as_json()
             write_json(json_file, summary)
