@@ -10,7 +10,7 @@ from prefect.exceptions import MissingResult
 from rnnlm_core.config import RunConfig
 from rnnlm_core.corpus import Corpus, shard_spans
 from rnnlm_core.download import Text
-from rnnlm_core.errors import ResourceError
+from rnnlm_core.errors import IntegrityError, ResourceError
 from rnnlm_core.shards import can_be_divided
 from rnnlm_core.tokenize import ShardTokens, Tokens
 from rnnlm_core.vocabulary import BuiltVocabulary, trained_lengths
@@ -43,12 +43,15 @@ class Made:
         for future in futures:
             try:
                 results.append(future.result())
-            except (NotWhole, MissingResult, FileNotFoundError) as error:
-                remedy = "give all workers the same RNNLM_HOME, on a disk that they share"
-                where = f"{workspace.home()} ({error})"
-                raise ResourceError("what a worker has made is not here", where, remedy) from error
+            except (NotWhole, MissingResult) as error:
+                raise _elsewhere("what a worker has made is not here", error) from error
             self.cached[stage] = self.cached.get(stage, True) and future.state.name == "Cached"
         return results
+
+
+def _elsewhere(what: str, error: Exception) -> ResourceError:
+    remedy = "give all workers the same RNNLM_HOME, on a disk that they share"
+    return ResourceError(what, f"{workspace.home()} ({error})", remedy)
 
 
 def needs_shards(text: Text, config: RunConfig, shard_bytes: int) -> bool:
@@ -97,7 +100,12 @@ def text_shards(title: str, text: Text, config: RunConfig, shard_bytes: int, tok
 
 def _tokenize(made: Made, text: Text, config: RunConfig, shard_bytes: int) -> list[ShardTokens]:
     rule, cut = config.corpus.normalizer, config.tokenizer
-    (division,) = made.take("tokenize", [divide.submit(text, shard_bytes)])
+    try:
+        (division,) = made.take("tokenize", [divide.submit(text, shard_bytes)])
+    except IntegrityError as error:
+        if workspace.store().fault(text.handle):
+            raise
+        raise _elsewhere("a worker has not what is here", error) from error
     merges, spans = None, [None] * len(division.shards)
     if cut.level == "bpe":
         learning = learn_merges.submit(division, rule, cut.bpe_size, config.corpus.shares)

@@ -62,7 +62,7 @@ class TextStages:
     def _in_shards(
         cls, text: Text, config: RunConfig, source: Source, ledger: Ledger, runner: runners.Runner
     ) -> "TextStages":
-        made = _make_of_shards(text, config, source, runner, tokens_alone=False)
+        made = make_of_shards(text, config, source, runner, tokens_alone=False)
         assert made.tokens is not None
         assert made.vocabulary is not None
         assert made.corpus is not None
@@ -81,7 +81,7 @@ def bring_tokens(config: RunConfig, source: Source) -> tuple[Text, Tokens]:
     text = download.submit(source).result()
     if not text_shards.needs_shards(text, config, shards.SHARD_BYTES):
         return text, _submit_tokens(config, text).result()
-    made = _make_of_shards(text, config, source, LOCAL, tokens_alone=True)
+    made = make_of_shards(text, config, source, LOCAL, tokens_alone=True)
     assert made.tokens is not None
     return text, made.tokens
 
@@ -95,9 +95,10 @@ def _submit_tokens(config: RunConfig, text: Text) -> PrefectFuture[Tokens]:
     )  # fmt: skip
 
 
-def _make_of_shards(
+def make_of_shards(
     text: Text, config: RunConfig, source: Source, runner: runners.Runner, tokens_alone: bool
 ) -> text_shards.Made:
+    """Do the stages of a text shard by shard, on the workers of `runner`; its tokens alone, or all."""
     title = f"{source.name} in shards, {runner}"
     with runners.started(runner) as task_runner:
         shards_flow = text_shards.text_shards.with_options(task_runner=task_runner)

@@ -1,6 +1,8 @@
-"""A long text goes through its stages shard by shard: the same bits, whoever does it and however often it breaks off."""
+"""A long text goes through its stages shard by shard: the same bits, whoever does it, however often it breaks off."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -88,7 +90,7 @@ def test_how_many_shards_run_at_a_time_changes_no_bit(
     known.check(made)
     assert set(made.cached.values()) == {False}
     assert made.corpus is not None
-    assert len(piece_files(workspace.store().open(made.corpus.handle), "train")) == 9
+    assert len(piece_files(workspace.store().open(made.corpus.handle), "train")) == 8
     assert set(made_by(LOCAL, lines).cached.values()) == {True}
 
 
@@ -169,7 +171,7 @@ def test_damage_is_listed_removed_and_made_again(home: Path, lines: Path, known:
     path = piece_files(workspace.store().open(made.corpus.handle), "train")[2]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     told = list(health.verify())
-    assert [line for line in told if "damaged train-00002-of-00009.parquet" in line]
+    assert [line for line in told if "damaged train-00002-of-00008.parquet" in line]
     assert [line for line in told if line.startswith("artifact pieces:") and "has a damaged train.parquet" in line]
     assert [line for line in told if line.startswith("record encode_shard-")]
     list(health.repair())
@@ -224,8 +226,30 @@ def test_a_shard_that_fails_ends_the_flow_with_its_error(tmp_path: Path) -> None
 def test_a_split_that_is_too_short_is_told_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("aa\n" * 3)
-    with pytest.raises(DataError, match="text too short, needs at least 2 tokens: 0 tokens in split `valid`"):
+    with pytest.raises(DataError, match="text too short, needs at least 2 tokens: 1 tokens in split `valid`"):
         made_by(LOCAL, path, size=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_memory_does_not_grow_with_the_text(server: Any, tmp_path: Path) -> None:
+    """74 MB beside a text of `RNNLM_TEXT_MB` megabytes (default 222), both with shards of their real size."""
+    from benchmarks.texts import write_long
+
+    peaks = {}
+    for megabytes in (74, int(os.environ.get("RNNLM_TEXT_MB", "222"))):
+        home = tmp_path / str(megabytes)
+        write_long(home.with_suffix(".txt"), megabytes * 1_000_000)
+        script = [sys.executable, str(Path(__file__).with_name("long_text.py")), str(home.with_suffix(".txt")), "char"]
+        there = {**os.environ, "PREFECT_API_URL": server.url, "RNNLM_HOME": str(home), "PYTHONPATH": str(Path.cwd())}
+        there["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = str(home / "artifacts" / "results")
+        told = subprocess.run(script, env=there, capture_output=True, text=True, check=True).stdout
+        peaks[megabytes] = json.loads(told.splitlines()[-1])["peak"]
+        shutil.rmtree(home)
+        home.with_suffix(".txt").unlink()
+    short, long = peaks.values()
+    assert long < 1e9
+    assert long <= 1.15 * short, peaks
 
 
 # Clusters that are there already
@@ -237,7 +261,7 @@ def dask_cluster(**environment: str) -> Iterator[str]:
     distributed = pytest.importorskip("distributed")
     pytest.importorskip("prefect_dask")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=None, worker_kwargs={}, env=environment
+        n_workers=1, threads_per_worker=1, dashboard_address=None, env=environment
     ) as cluster:
         yield cluster.scheduler_address.removeprefix("tcp://")
 
