@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import runners
 from flows.summary import CellStages, Ledger, RunSummary
 from flows.text_stages import TextStages
 from flows.train_cell import train_on_a_worker
@@ -42,6 +43,7 @@ def language_model(
     corpus: str | None = None,
     cells: list[str] | None = None,
     changes: dict[str, Any] | None = None,
+    runner: str = "local",
     on_workers: bool = False,
 ) -> dict[str, Any]:
     """Train, measure and compare recurrent cells on a text.
@@ -54,19 +56,23 @@ def language_model(
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
         cells: which of rnn, gru and lstm; each takes a training of its own.
         changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
+        runner: who works on the shards of a long text: local, dask or ray, or dask:HOST:PORT, ray:HOST:PORT.
         on_workers: train each cell as a flow run of its own, on any worker of the pool.
     """
+    workers = runners.parse(runner)
+    runners.check(workers)
     config = run_config(preset, corpus, cells, changes)
     source = resolve(config.corpus.name)
     inspect(source, config)
     stop_requested.clear()
+    runners.warn_of(workers)
     for done in health.tidy():
         progress.warn("start", done)
     parameters = flatten(config) | {"corpus.name": without_password(config.corpus.name)}
     with tracking.parent_run(preset, source.name, parameters, str(flow_run.id or "")) as run:
         crashpoint("flow opened")
         try:
-            summary = _chain(config, source, run, on_workers).as_json()
+            summary = _chain(config, source, run, workers, on_workers).as_json()
             crashpoint("flow finished")
             return summary
         except BaseException as error:
@@ -78,9 +84,9 @@ def language_model(
             health.clear_checkpoints()
 
 
-def _chain(config: RunConfig, source: Source, run: FlowRun, on_workers: bool) -> RunSummary:
+def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Runner, on_workers: bool) -> RunSummary:
     ledger = Ledger(run, source)
-    text = TextStages.begin(config, source, ledger)
+    text = TextStages.begin(config, source, ledger, workers)
     ids, words = text.corpus, text.vocabulary
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}

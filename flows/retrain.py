@@ -18,7 +18,7 @@ from prefect.states import Completed, State
 from flows.language_model import language_model
 from flows.parameters import Cells, Changes, Preset, Text, Tolerance
 from flows.summary import PartlyDoneError
-from flows.text_stages import submit_tokens
+from flows.text_stages import bring_tokens
 from rnnlm_core.champion import knows_fewer
 from rnnlm_core.config import RunConfig
 from rnnlm_core.download import resolve
@@ -181,11 +181,11 @@ def _judged_on_its_text(
     store = workspace.store()
     if lost := next((handle for handle in (model, words) if store.bring(handle)), None):
         return _keep(version, f"{cannot}: its {lost.kind} is not here"), None
-    text, tokens = submit_tokens(config, resolve(config.corpus.name))
+    text, tokens = bring_tokens(config, resolve(config.corpus.name))
     parent = tracked_runs.find_model_run(summary["parent_run_id"])
-    if parent.tags[tracked_runs.TEXT] != text.result().handle.sha256:
+    if parent.tags[tracked_runs.TEXT] != text.handle.sha256:
         raise DataError("the text changed while it was compared", config.corpus.name, "run the same again")
-    measured = measure_champion(model, words, tokens.result(), config.corpus.shares)
+    measured = measure_champion(model, words, tokens, config.corpus.shares)
     if reason := knows_fewer(parent.metrics["corpus/valid_oov_rate"], measured.oov_rate, holder.number):
         return _keep(version, reason), None
     judged = tracked_champion.judge_measured(version.name, version.number, holder.number, measured.perplexity)

@@ -104,11 +104,14 @@ class Ledger:
     def take(self, stage: str, future: PrefectFuture[Result], cell: str = "") -> Result:
         """Wait for a stage and return its result; what it raised is raised here."""
         result = future.result()
-        cached = future.state.name == "Cached"
+        self.note(stage, result, future.state.name == "Cached", cell)
+        return result
+
+    def note(self, stage: str, result: object, cached: bool, cell: str = "") -> None:
+        """Take a stage that is over."""
         self.counts["cached" if cached else "executed"] += 1
         self.results[stage, cell], self.outcomes[stage, cell] = result, "cached" if cached else "done"
         progress.publish(News(stage, cell, done=self.outcomes[stage, cell]))
-        return result
 
     def take_cells(self, cells: Mapping[str, CellStages]) -> None:
         """Wait for the stages of all cells, whichever is first; the failure of one is kept, the others go on."""

@@ -105,9 +105,8 @@ def _text(plan: Plan, study: Study, run: FlowRun) -> tuple[Corpus, BuiltVocabula
     ledger = Ledger(run, plan.source)
     text = TextStages.begin(plan.config, plan.source, ledger)
     text.describe(plan.config, ledger)
-    corpus = text.corpus.result()
-    study.check_text(corpus.handle.sha256)
-    return corpus, text.vocabulary.result()
+    study.check_text(text.corpus.handle.sha256)
+    return text.corpus, text.vocabulary
 
 
 @dataclass

@@ -12,8 +12,9 @@ from typing import Final
 from rnnlm_core.errors import unknown_name
 
 KINDS: Final = ("text", "tokens", "statistics", "vocabulary", "corpus", "ids", "checkpoint", "model", "comparison")
+STEPS: Final = ("drafted", "filled", "sealed", "published")
 POINTS: Final = (
-    *(f"{step}:{kind}" for kind in KINDS for step in ("drafted", "filled", "sealed", "published")),
+    *(f"{step}:{kind}" for kind in KINDS for step in STEPS),
     "removed",
     "written",
     "replaced",
@@ -28,13 +29,16 @@ POINTS: Final = (
     "flow finished",
 )
 REMOTE_POINTS: Final = ("uploading", "uploaded")
-"""Every point there is, and those that only a store with a remote has.
+"""Every point that the run of a short text comes by, and those that only a store with a remote has.
 
 A draft is `drafted` (an empty folder), `filled`, `sealed` (with its manifest), `published` (under its name). What is
 `removed` has left its place but is still on the disk. A single file is `written` under a temporary name and then
 `replaced`; the checkpoints of a training are `unlisted` before they are removed. At `uploading` an artifact lies in the
 remote without its manifest, at `uploaded` with it. The rest is told to MLflow.
 """
+
+POINTS_OF_SHARDS: Final = tuple(f"{step}:{kind}" for kind in ("counts", "merges", "pieces") for step in STEPS)
+"""Those that only a text in several shards comes by."""
 
 _reached: Counter[str] = Counter()
 
@@ -45,8 +49,9 @@ def crashpoint(name: str) -> None:
     if not wanted:
         return
     point, _, number = wanted.partition("@")
-    if point not in POINTS + REMOTE_POINTS:
-        raise unknown_name("crash point", point, [*POINTS, *REMOTE_POINTS])
+    known = [*POINTS, *POINTS_OF_SHARDS, *REMOTE_POINTS]
+    if point not in known:
+        raise unknown_name("crash point", point, known)
     if point != name:
         return
     _reached[name] += 1

@@ -348,8 +348,12 @@ def opening(saved: SavedModel, corpus: Path, split: str) -> str:
 
 def _opening_tokens(saved: SavedModel, corpus: Path, split: str) -> list[str]:
     """Return the first tokens of a split; as text, `<unk>` would be read as five characters."""
-    from rnnlm_core.corpus import id_batches
+    from rnnlm_core.corpus import split_ids
 
-    ids = next(id_batches(corpus / f"{split}.parquet"))[:DEFAULT_PREFIX_TOKENS]
-    tokens: list[str] = saved.vocabulary.to_tokens(ids.tolist())
+    ids: list[int] = []
+    for batch in split_ids(corpus, split):  # the first piece may be short
+        ids += batch[: DEFAULT_PREFIX_TOKENS - len(ids)].tolist()
+        if len(ids) == DEFAULT_PREFIX_TOKENS:
+            break
+    tokens: list[str] = saved.vocabulary.to_tokens(ids)
     return tokens

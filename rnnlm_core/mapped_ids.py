@@ -14,6 +14,7 @@ import numpy as np
 
 from rnnlm_core.corpus import id_batches
 from rnnlm_core.errors import IntegrityError
+from rnnlm_core.pieces import piece_files
 from rnnlm_core.store import Handle, Store, write_atomically
 
 KIND = "ids"
@@ -37,7 +38,7 @@ def mapped_ids(corpus: Handle, split: str, vocabulary_size: int, store: Store) -
     pointer = store.root / KIND / f"{corpus.sha256}-{split}.json"
     folder = _made_before(pointer, wanted, store)
     if folder is None:
-        handle = _make(store.path(corpus) / f"{split}.parquet", wanted, vocabulary_size, store)
+        handle = _make(store.path(corpus), wanted, vocabulary_size, store)
         write_atomically(pointer, json.dumps(handle.sha256).encode())
         folder = store.path(handle)
     return np.memmap(folder / DATA, dtype=wanted["type"], mode="c")
@@ -57,14 +58,15 @@ def _made_before(pointer: Path, wanted: dict[str, str], store: Store) -> Path | 
     return about.parent if whole else None
 
 
-def _make(path: Path, wanted: dict[str, str], vocabulary_size: int, store: Store) -> Handle:
+def _make(folder: Path, wanted: dict[str, str], vocabulary_size: int, store: Store) -> Handle:
     """Write a split of a corpus as a flat file, a row group at a time."""
     with Store(store.root).draft(KIND) as draft:  # no remote needs what every machine can make of the corpus
         with (draft.folder / DATA).open("wb") as file:
-            for batch in id_batches(path):
-                if int(batch.max(initial=0)) >= vocabulary_size:
-                    found = f"{path} (id {int(batch.max())} of {vocabulary_size:,})"
-                    raise IntegrityError("ids that the vocabulary lacks", found, "run the same command again")
-                file.write(batch.astype(wanted["type"]).data)
+            for path in piece_files(folder, wanted["split"]):
+                for batch in id_batches(path):
+                    if int(batch.max(initial=0)) >= vocabulary_size:
+                        found = f"{path} (id {int(batch.max())} of {vocabulary_size:,})"
+                        raise IntegrityError("ids that the vocabulary lacks", found, "run the same command again")
+                    file.write(batch.astype(wanted["type"]).data)
         (draft.folder / ABOUT).write_text(json.dumps(wanted, sort_keys=True))
         return draft.publish()

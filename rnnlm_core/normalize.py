@@ -56,8 +56,10 @@ class Normalizer:
     joins_lines: bool = False
 
 
-def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
+def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES, start: int = 0, stop: int | None = None) -> Iterator[str]:
     """Yield the UTF-8 text of a file in blocks that end at line ends (or, in very long lines, at white space).
+
+    Bytes [start, stop) alone can be read, where they begin and end with a line.
 
     Only a single word longer than eight blocks is cut. Where a block ends depends on the characters alone: files that
     differ in their line ends or their mark have the same blocks.
@@ -69,21 +71,23 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     offset, rest, held = 0, "", ""
     with path.open("rb") as file:
-        _refuse_foreign(path, file.read(_HEAD))
-        file.seek(0)
+        if not start:
+            _refuse_foreign(path, file.read(_HEAD))
+        file.seek(start)
         while True:
-            raw = file.read(block_bytes if offset else max(block_bytes, len(codecs.BOM_UTF8)))
+            most = block_bytes if offset else max(block_bytes, len(codecs.BOM_UTF8))
+            raw = file.read(most if stop is None else min(most, stop - start - offset))
             waiting = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
-                at = offset - waiting + error.start
+                at = start + offset - waiting + error.start
                 raise DataError(
                     f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}",
                     path,
                     "convert the file to UTF-8",
                 ) from None
-            if offset == 0:
+            if start == offset == 0:
                 text = text.removeprefix("\ufeff")
             offset += len(raw)
             text = held + text

@@ -13,7 +13,7 @@ import numpy as np
 
 from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import Tokens, token_batches, token_tokenizer
+from rnnlm_core.tokenize import Tokens, file_tokens, token_tokenizer
 
 PICTURE = "zipf.png"
 FACTS = "statistics.json"
@@ -53,7 +53,7 @@ class Statistics:
 def statistics(tokens: Tokens, store: Store) -> Statistics:
     """Count unigrams, bigrams and trigrams of a `tokens` artifact (of its training file, if it came divided)."""
     folder = store.open(tokens.handle)
-    ids, types = _read(folder / f"{'whole' if 'whole' in tokens.num_tokens else 'train'}.parquet")
+    ids, types = _read(folder, "whole" if "whole" in tokens.num_tokens else "train")
     counted = {n: count_grams(ids, n, len(types)) for n in NAMES if len(ids) >= n}
     grams = tuple(
         Grams(
@@ -138,11 +138,11 @@ def plot_zipf(counts: dict[int, np.ndarray], grams: Sequence[Grams], noun: str, 
     save_picture(figure, path)
 
 
-def _read(path: Path) -> tuple[np.ndarray, list[str]]:
+def _read(folder: Path, name: str) -> tuple[np.ndarray, list[str]]:
     """Return the first tokens of a file as numbers in order of first appearance, and the tokens they stand for."""
     number: dict[str, int] = {}
     parts, left = [np.empty(0, dtype=np.int32)], MOST_TOKENS
-    for indices, dictionary in token_batches(path):
+    for indices, dictionary in file_tokens(folder, name):
         table = np.array([number.setdefault(token, len(number)) for token in dictionary], dtype=np.int32)
         parts.append(table[indices[:left]])
         left -= len(parts[-1])

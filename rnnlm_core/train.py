@@ -31,6 +31,7 @@ from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.partition import PARTITIONS, Minibatches
+from rnnlm_core.pieces import piece_files
 from rnnlm_core.precision import check_device, float32_products, loss_scaler, lowered, slowness
 from rnnlm_core.ranks import ALONE, Ranks
 from rnnlm_core.recurrence import settled, way, why_not_native
@@ -88,7 +89,7 @@ def train(
     splits = {
         name: torch.from_numpy(mapped_ids(corpus, name, len(words), store))
         for name in ("train", "valid")
-        if (folder / f"{name}.parquet").exists()
+        if piece_files(folder, name)
     }
     if (device := pick_device(config.device)).type != "cpu":  # there they are indexed as they are: widened once
         splits = {name: ids.to(device, torch.int32) for name, ids in splits.items()}

@@ -14,12 +14,15 @@ import numpy as np
 
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.indices import count
-from rnnlm_core.splits import split_lengths
+from rnnlm_core.levels import Tokenizer
+from rnnlm_core.pieces import spans_of_shards
+from rnnlm_core.splits import split_spans
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.tokenize import Tokens, token_batches, token_facts, token_tokenizer
+from rnnlm_core.tokenize import ShardTokens, Tokens, file_tokens, token_facts, token_tokenizer
 
 UNKNOWN = "<unk>"
 FILE = "vocabulary.json"
+COUNTS = "counts.json"
 
 
 class Vocabulary:
@@ -128,19 +131,70 @@ def build_vocabulary(
     """
     folder = store.open(tokens.handle)
     facts = token_facts(folder)
-    name = "whole" if "whole" in facts["num_tokens"] else "train"
-    length = split_lengths(facts["num_tokens"]["whole"], shares)["train"] if name == "whole" else None
-    counts = count_tokens(folder / f"{name}.parquet", length)
-    alphabet = token_tokenizer(folder).alphabet
-    if alphabet:
+    train = split_spans(facts["num_tokens"], shares)[0]
+    counts = count_tokens(folder, train.file, train.length)
+    return _publish(counts, token_tokenizer(folder), min_freq, reserved_tokens, store)
+
+
+def _publish(
+    counts: dict[str, int], cut: Tokenizer, min_freq: int, reserved_tokens: Sequence[str], store: Store
+) -> BuiltVocabulary:
+    if cut.alphabet:
         # Bytes and byte pairs are known beforehand: those that the training split lacks come last.
-        counts |= {token: 0 for token in alphabet if token not in counts}
-    vocabulary = Vocabulary(counts, 0 if alphabet else min_freq, reserved_tokens)
+        counts |= {token: 0 for token in cut.alphabet if token not in counts}
+    vocabulary = Vocabulary(counts, 0 if cut.alphabet else min_freq, reserved_tokens)
     if not any(vocabulary.counts[1:]):
         raise none_frequent(counts, min_freq)
     with store.draft("vocabulary") as draft:
         (draft.folder / FILE).write_text(vocabulary.to_json(), encoding="utf-8")
         return BuiltVocabulary(draft.publish(), len(vocabulary))
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What `count_shard` returns: an artifact with the tokens of a shard's training part and their counts."""
+
+    handle: Handle
+
+
+def trained_lengths(shards: Sequence[ShardTokens], shares: tuple[int, int, int] | None) -> list[int]:
+    """Return how many tokens of each shard belong to the training split: its first ones."""
+    counts = [shard.num_tokens for shard in shards]
+    train = split_spans(total_counts(counts), shares)[0]
+    return [sum(span.length for span in spans) for spans in spans_of_shards([train], counts)]
+
+
+def total_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of several counts, by name."""
+    totals: dict[str, int] = {}
+    for one in counts:
+        for name, n in one.items():
+            totals[name] = totals.get(name, 0) + n
+    return totals
+
+
+def count_shard(tokens: ShardTokens, length: int, store: Store) -> ShardCounts:
+    """Count the first `length` tokens of a shard, of the file that is trained on."""
+    folder = store.open(tokens.handle)
+    counts = count_tokens(folder, "whole" if "whole" in tokens.num_tokens else "train", length)
+    with store.draft("counts") as draft:
+        (draft.folder / COUNTS).write_text(json.dumps(counts, ensure_ascii=False, indent=0), encoding="utf-8")
+        return ShardCounts(draft.publish())
+
+
+def join_counts(
+    shards: Sequence[ShardCounts], tokens: ShardTokens, min_freq: int, reserved_tokens: Sequence[str], store: Store
+) -> BuiltVocabulary:
+    """Make the vocabulary of all shards' counts, which come in the order of the text; `tokens` are those of one shard.
+
+    Raises `DataError` when `min_freq` leaves nothing but `<unk>`.
+    """
+    counts: dict[str, int] = {}
+    for shard in shards:
+        part = json.loads((store.open(shard.handle) / COUNTS).read_text(encoding="utf-8"))
+        for token, n in part.items():
+            counts[token] = counts.get(token, 0) + n
+    return _publish(counts, token_tokenizer(store.open(tokens.handle)), min_freq, reserved_tokens, store)
 
 
 def none_frequent(counts: Mapping[str, int], min_freq: int) -> DataError:
@@ -153,11 +207,11 @@ def none_frequent(counts: Mapping[str, int], min_freq: int) -> DataError:
     )
 
 
-def count_tokens(path: Path, length: int | None = None) -> dict[str, int]:
-    """Return how often each token occurs among the first `length` tokens, in order of first appearance."""
+def count_tokens(folder: Path, name: str, length: int | None = None) -> dict[str, int]:
+    """Return how often each token occurs among the first `length` tokens of a file, in order of first appearance."""
     counts: dict[str, int] = {}
     left = length
-    for batch, dictionary in token_batches(path):
+    for batch, dictionary in file_tokens(folder, name):
         indices = batch if left is None else batch[:left]
         add_counts(counts, indices, dictionary)
         if left is not None:

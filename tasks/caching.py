@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from prefect import Task, task
+from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.serializers import Serializer
@@ -54,6 +55,21 @@ class Foreign(ValueError):  # noqa: N818 - says what a record is
     """A record that names another reader than ours."""
 
 
+class Stage(Task[..., Result]):
+    """A task of a module, which another process finds there instead of getting a copy.
+
+    So the class of its result is known wherever the task is, and what a stage needs is what is installed there.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Name the place where the task stands."""
+        return _stage_of, (self.fn.__module__, self.fn.__qualname__)
+
+
+def _stage_of(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
 def stage(
     core_module: str, result: type, task_run_name: str = "", **options: Any
 ) -> Callable[[Callable[..., Result]], Task[..., Result]]:
@@ -65,7 +81,8 @@ def stage(
     source_digest(core_module)  # now, in one thread: parsing in several at once fails in Python 3.11 (gh-106905)
 
     def decorate(function: Callable[..., Result]) -> Task[..., Result]:
-        return task(
+        return Stage(
+            function,
             name=function.__name__,
             task_run_name=task_run_name or function.__name__,
             cache_policy=ContentPolicy(core_module=core_module).configure(
@@ -75,7 +92,7 @@ def stage(
             result_serializer=VerifiedSerializer(),
             cache_result_in_memory=False,
             **options,
-        )(function)
+        )
 
     return decorate
 
@@ -365,13 +382,17 @@ def faults(result: Any, fault_of: Callable[[Handle], str]) -> Iterator[str]:
 
 
 def is_recorded(key: str) -> bool:
-    """Say whether a result is on record under this key, and what it names is whole."""
+    """Say whether a result is on record under this key, here or where hosts share a store, and what it names is whole."""
+    _fetch_record(key)
     record = Path(get_current_settings().results.local_storage_path) / key
     try:
         content = json.loads(json.loads(record.read_bytes())["result"])
-        return "failure" not in content and not any(faults(read_result(content)))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        if "failure" in content:
+            return False
+        result = read_result(content)
+    except (FileNotFoundError, ValueError, KeyError):
         return False
+    return not any(faults(result, _bring))
 
 
 _warned: set[str] = set()

@@ -36,6 +36,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     processes,
     relocation,
     statistics,
+    text_shards,
     tokenize,
     tracked_registry,
     tracking,

@@ -27,6 +27,10 @@ class KernelLocks:
     def __init__(self) -> None:
         self.held: dict[str, tuple[str, FileLock]] = {}
 
+    def __reduce__(self) -> tuple[type["KernelLocks"], tuple[()]]:
+        """Another process, to which a task is sent, begins with none."""
+        return KernelLocks, ()
+
     def acquire_lock(
         self,
         key: str,

@@ -21,12 +21,17 @@ def run(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config key; may be repeated.")
     ] = None,
+    runner: Annotated[
+        str,
+        typer.Option(metavar="local|dask[:HOST:PORT]|ray[:HOST:PORT]", help="Who works on the shards of a long text."),
+    ] = "local",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
     on_workers: Annotated[
         bool, typer.Option("--on-workers", help="Train each cell as a flow run of its own, on any worker of the pool.")
     ] = False,
 ) -> None:
     """Train the cells on a text, measure them, let them write, and compare."""
+    from flows import runners
     from rnnlm_core.download import resolve
     from rnnlm_core.inspection import inspect
     from rnnlm_core.presets import run_config
@@ -39,10 +44,11 @@ def run(
             raise UsageError("`--processes` and `--set train.processes` are one setting", asked, "give one of them")
         keys["train.processes"] = str(processes)
     config = run_config(preset, corpus, chosen, keys)
+    runners.check(runners.parse(runner))
     inspect(resolve(config.corpus.name), config)
     if json_file is not None:
         check_writable(json_file)
-    summary = _run_flow(preset, corpus, chosen, keys, json_file, on_workers)
+    summary = _run_flow(preset, corpus, chosen, keys, runner, json_file, on_workers)
     _print_summary(summary)
 
 
@@ -110,6 +116,7 @@ def _run_flow(
     corpus: str | None,
     cells: list[str] | None,
     changes: dict[str, str],
+    runner: str,
     json_file: Path | None,
     on_workers: bool,
 ) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def _run_flow(
         from flows.summary import PartlyDoneError
 
         try:
-            summary: dict[str, Any] = language_model(preset, corpus, cells, changes, on_workers)
+            summary: dict[str, Any] = language_model(preset, corpus, cells, changes, runner, on_workers)
         except PartlyDoneError as error:
             summary = error.summary.as_json()
             write_json(json_file, summary)

@@ -86,7 +86,7 @@ def test_the_splits_together_are_the_stream_again(text: str, shares: Shares, row
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(tokenize_module, "ROW_GROUP", row_group)
         patch.setattr(corpus_module, "ROW_GROUP", row_group)
-        patch.setattr(normalize.read_blocks, "__defaults__", (16,))
+        patch.setattr(normalize.read_blocks, "__defaults__", (16, 0, None))
         store = Store(Path(folder))
         corpus, vocabulary = _built(store, _text(store, whole=text), shares)
         ids = _ids(store, corpus)

@@ -160,7 +160,7 @@ def test_a_part_is_exactly_its_characters_wherever_the_seams_are(name: str) -> N
             path = Path(folder) / "text.txt"
             path.write_bytes(text.encode())
             whole = _corpus(path, name, join_lines)
-            patch.setattr(read_blocks, "__defaults__", (block_bytes,))
+            patch.setattr(read_blocks, "__defaults__", (block_bytes, 0, None))
             blocks = list(Part(path, normalizer(name), start, max_chars).blocks(join_lines))
         assert "".join(blocks) == whole[start : start + max_chars if max_chars else None]
 
@@ -173,7 +173,7 @@ def test_parts_that_follow_each_other_are_the_text(text: str, block_bytes: int, 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "text.txt"
         path.write_bytes(text.encode())
-        patch.setattr(read_blocks, "__defaults__", (block_bytes,))
+        patch.setattr(read_blocks, "__defaults__", (block_bytes, 0, None))
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         parts = [Part(path, normalizer("none"), *where) for where in zip(starts, lengths, strict=True)]
         parts.append(Part(path, normalizer("none"), sum(lengths)))

@@ -60,7 +60,7 @@ def _plain(text: str) -> str:
 
 def _small_pieces(patch: pytest.MonkeyPatch, tokens: int, block_bytes: int) -> None:
     patch.setattr(tokenize_module, "ROW_GROUP", tokens)
-    patch.setattr(normalize.read_blocks, "__defaults__", (block_bytes,))
+    patch.setattr(normalize.read_blocks, "__defaults__", (block_bytes, 0, None))
 
 
 @settings(deadline=None, max_examples=60)

@@ -22,7 +22,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         (one.home / "text.txt").write_text(invented_text(0))
         one.start("--runs", "1")
         worker = [str(Path(COMMAND[0]).with_name("prefect")), "worker", "start", "--pool", "rnnlm", "--type", "process"]
-        environment = one.environment | {"PREFECT_API_URL": one.api}
+        results = {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(one.home / "artifacts" / "results")}
+        environment = one.environment | results | {"PREFECT_API_URL": one.api}
         with (one.home / "second.txt").open("wb") as out:
             second = subprocess.Popen(
                 [*worker, "--name", "second", "--limit", "1"],
