@@ -382,7 +382,7 @@ def faults(result: Any, fault_of: Callable[[Handle], str]) -> Iterator[str]:
 
 
 def is_recorded(key: str) -> bool:
-    """Say whether a result is on record under this key, here or where hosts share a store, and what it names is whole."""
+    """Say whether a result is on record, here or where hosts share a store, and what it names is whole."""
     _fetch_record(key)
     record = Path(get_current_settings().results.local_storage_path) / key
     try:
