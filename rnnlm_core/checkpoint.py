@@ -108,12 +108,30 @@ class Checkpoints:
             self.store.discard(Handle("checkpoint", digest))
 
     def load(self) -> tuple[Snapshot | None, list[str]]:
-        """Return the newest checkpoint that verifies, and what was wrong with newer ones."""
+        """Return the newest checkpoint that verifies, and what was wrong with newer ones.
+
+        Of the list here and that of hosts that share a store, the one that has come further.
+        """
+        faults: list[str] = []
+        best: Snapshot | None = None
+        looked_at: set[str] = set()
+        for place, content in self._lists():
+            digests = _digests(content)
+            if digests is None:
+                faults.append(f"damaged checkpoint list {place}")
+                continue
+            if looked_at.isdisjoint(digests[:1]):
+                found = self._first_whole(digests, faults)
+                if found is not None and (best is None or _progress(found) > _progress(best)):
+                    best = found
+            looked_at.update(digests)
+        return best, faults
+
+    def _first_whole(self, digests: list[str], faults: list[str]) -> Snapshot | None:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        faults: list[str] = []
-        for digest in self.digests(faults):
+        for digest in digests:
             try:
                 folder = self.store.open(Handle("checkpoint", digest))
             except IntegrityError as error:
@@ -128,8 +146,8 @@ class Checkpoints:
             if key != self.key:
                 faults.append(f"artifact checkpoint:{digest[:12]} is that of another training, {key}")
                 continue
-            return snapshot, faults
-        return None, faults
+            return snapshot
+        return None
 
     def clear(self) -> None:
         """Remove all checkpoints of this training: its result is safe."""
@@ -161,6 +179,12 @@ class Checkpoints:
             content = self.store.remote.read(self.remote_pointer)
             if content is not None:
                 yield f"{self.store.remote}/{self.remote_pointer}", content
+
+
+def _progress(snapshot: Snapshot) -> tuple[int, int]:
+    """Return the epochs and the updates after them that a training has behind it."""
+    place = snapshot.facts.get("place") or {}
+    return len(snapshot.facts.get("history", ())), place.get("updates", 0)
 
 
 def _digests(content: bytes | None) -> list[str] | None:

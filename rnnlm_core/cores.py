@@ -39,7 +39,13 @@ def each(compute: Callable[[int], Result], parts: int) -> list[Result]:
     workers = min(number(), parts)
     if workers <= 1:
         return [compute(part) for part in range(parts)]
-    return list(_threads(workers).map(compute, range(parts)))
+    inference = torch.is_inference_mode_enabled()  # of this thread alone
+
+    def compute_alike(part: int) -> Result:
+        with torch.inference_mode(inference):
+            return compute(part)
+
+    return list(_threads(workers).map(compute_alike, range(parts)))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -128,9 +128,13 @@ def main() -> None:
 
 def _watch_parent(stopped: threading.Event) -> None:
     """Ask to stop when standard input ends, and make sure that it is done."""
+    agent = os.getppid()
     while os.read(0, 4096):
         pass
     stopped.set()
+    # Measuring may take minutes, and ends by itself; only whoever has lost its agent must not be left behind.
+    while os.getppid() == agent:
+        time.sleep(1.0)
     time.sleep(STOP_SECONDS)
     os._exit(1)
 

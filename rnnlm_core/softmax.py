@@ -36,7 +36,8 @@ class AdaptiveSoftmax(nn.Module):
 
         Only the head, and the tails that a target lies in, are computed.
         """
-        return cast(Tensor, self.layers(hidden, targets.long()).loss)
+        with torch.autocast(hidden.device.type, enabled=False):  # its parts would have different precisions
+            return cast(Tensor, self.layers(hidden.to(self.layers.head.weight.dtype), targets.long()).loss)
 
 
 def sampled_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, samples: int) -> Tensor:

@@ -191,7 +191,8 @@ def fit(
             cell, vocabulary_size, train_ids, valid_ids, model_config, config, device, ranks, warn=warn
         )
         if ranks.number:  # the first weights are those of all, the dropout is each one's own
-            torch.manual_seed(config.seed + (ranks.number << 32))
+            # PyTorch's generator on the CPU takes the low 32 bits of a seed: a rank must show in them.
+            torch.manual_seed((config.seed + 0x9E3779B1 * ranks.number) % 2**32)
         if checkpoints is not None and (snapshot := _newest(checkpoints, ranks, warn)) is not None:
             training.restore(snapshot)
             was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
@@ -350,8 +351,10 @@ class _Training:
         self.place = place
         rates = [learning_rate(config, self.history, update, updates) for update in range(updates)]
         if self.updates is not None:
+            # Without a carried state the buffers stay zero: what the last minibatch left must not come into them.
+            state = place.state if config.partition == "sequential" else self._initial_state()
             place.losses, place.norms, place.state = self.updates.buffers.begin(
-                batches.starts, rates, place.losses, place.norms, place.state, place.batches, place.updates
+                batches.starts, rates, place.losses, place.norms, state, place.batches, place.updates
             )
         earlier = place.seconds
         self.model.train()
@@ -410,8 +413,12 @@ class _Training:
             if self.config.partition == "random":
                 place.state = self._initial_state()
             place.losses[number], place.state = self._add_gradients(x, y, detach(place.state), together)
-        gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
-        self.ranks.add_up([*gradients, place.losses[place.batches : place.batches + together]])
+        if self.ranks.size > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is None:  # a tail of an adaptive softmax that none of these rows needed
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
+            self.ranks.add_up([*gradients, place.losses[place.batches : place.batches + together]])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         place.norms[place.updates] = self._step()

@@ -384,15 +384,11 @@ def faults(result: Any, fault_of: Callable[[Handle], str]) -> Iterator[str]:
 def is_recorded(key: str) -> bool:
     """Say whether a result is on record, here or where hosts share a store, and what it names is whole."""
     _fetch_record(key)
-    record = Path(get_current_settings().results.local_storage_path) / key
     try:
-        content = json.loads(json.loads(record.read_bytes())["result"])
-        if "failure" in content:
-            return False
-        result = read_result(content)
-    except (FileNotFoundError, ValueError, KeyError):
+        result = _result((Path(get_current_settings().results.local_storage_path) / key).read_bytes())
+    except (*NO_RECORD, OSError):
         return False
-    return not any(faults(result, _bring))
+    return result is not None and not any(faults(result, _bring))
 
 
 _warned: set[str] = set()

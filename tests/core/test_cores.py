@@ -55,3 +55,11 @@ def test_without_a_choice_the_cores_are_the_threads_of_pytorch() -> None:
     assert cores.number() == 2
     cores.use(5)
     assert cores.number() == 5
+
+
+def test_parts_are_computed_in_the_mode_of_whoever_asks() -> None:
+    cores.use(2)
+    with torch.inference_mode():
+        assert cores.each(lambda _: torch.is_inference_mode_enabled(), 2) == [True, True]
+        assert torch.equal(cores.product(torch.ones(700, 64), torch.ones(64, 700)), torch.full((700, 700), 64.0))
+    assert cores.each(lambda _: torch.is_inference_mode_enabled(), 2) == [False, False]

@@ -355,3 +355,23 @@ def test_without_an_address_fsspec_is_not_imported(tmp_path: Path) -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "RNNLM_STORE"}
     subprocess.run([sys.executable, "-c", code], env=environment | {"RNNLM_HOME": str(tmp_path)}, check=True)
+
+
+def test_a_training_goes_on_from_whichever_host_came_further(one: Store, other: Store) -> None:
+    import torch
+
+    from rnnlm_core.checkpoint import Checkpoints, Snapshot
+
+    def snapshot(epochs: int) -> Snapshot:
+        return Snapshot({"model.w": torch.tensor(float(epochs))}, {"history": [{}] * epochs, "place": None})
+
+    Checkpoints(one, "key").save(snapshot(1))
+    for epochs in (2, 3):
+        Checkpoints(other, "key").save(snapshot(epochs))
+    found, faults = Checkpoints(one, "key").load()
+    assert found is not None
+    assert (float(found.tensors["model.w"]), faults) == (3.0, [])
+    Checkpoints(one, "key").save(snapshot(4))
+    found, _ = Checkpoints(other, "key").load()
+    assert found is not None
+    assert float(found.tensors["model.w"]) == 4.0

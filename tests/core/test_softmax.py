@@ -154,3 +154,16 @@ def test_training_on_samples_lowers_the_full_loss() -> None:
     assert full.valid_loss is not None
     assert sampled.valid_loss is not None
     assert sampled.valid_loss < full.valid_loss + 0.3
+
+
+@pytest.mark.parametrize("implementation", ["scratch", "concise"])
+def test_the_adaptive_loss_stays_in_single_precision(implementation: str) -> None:
+    ids = zipf_stream(3000)
+    model = ModelConfig(hidden_size=H, embedding_size=H, softmax="adaptive", implementation=implementation)  # type: ignore[arg-type]
+    train = TrainConfig(epochs=1, batch_size=10, num_steps=20, device="cpu")
+    exact, lower = (
+        fit("gru", V, ids, None, model, replace(train, precision=precision)).history[-1].train_loss  # type: ignore[arg-type]
+        for precision in ("float32", "bfloat16")
+    )
+    assert lower == pytest.approx(exact, rel=0.03)
+    assert lower != float(torch.tensor(lower).bfloat16())
