@@ -110,7 +110,8 @@ def _usage_message(error: Any) -> str:
     options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")]
     keys = close_keys(error.option_name.lstrip("-")) if "--set" in options else []
     meant = suggestion(error.option_name, [*options, "--help"])
-    if keys and not suggestion(error.option_name, options).startswith("did you mean"):
+    exact = any(key.endswith(f".{error.option_name.lstrip('-').replace('-', '_')}") for key in keys)
+    if keys and (exact or not suggestion(error.option_name, options).startswith("did you mean")):
         meant = f"did you mean {' or '.join(f'--set {key}=…' for key in keys)}?"
     return f"{one_line(error.message)}: {meant}"
 

@@ -3,11 +3,13 @@
 What comes of it is the same everywhere. Workers need the home of this process (`RNNLM_HOME`) under the same path.
 """
 
+import asyncio
 import importlib.util
 import logging
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +114,9 @@ def _dask(runner: Runner) -> Iterator[Any]:
             yield DaskTaskRunner(address=cluster.scheduler_address)
         return
     try:
+        # A client would wait for ever for the first word of another listener. In a thread: the loop is its own.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _answers(runner.address)).result()
         with Client(runner.address, timeout=CONNECT_SECONDS, set_as_default=False) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"]
     except OSError as error:
@@ -119,6 +124,13 @@ def _dask(runner: Runner) -> Iterator[Any]:
     if not workers:
         raise ResourceError("the scheduler has no workers", runner, f"start one: `dask worker {runner.address}`")
     yield DaskTaskRunner(address=runner.address)
+
+
+async def _answers(address: str) -> None:
+    from distributed.comm import connect
+
+    comm = await asyncio.wait_for(connect(address), CONNECT_SECONDS)
+    await comm.close()
 
 
 @contextmanager

@@ -20,6 +20,14 @@ OF_A_TRAINING = ("corpus", "tokenizer", "model", "train")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_CORNERS = 20_000
 
+NEWER = (
+    ("train.precision", "float32"),
+    ("train.processes", 1),
+    ("train.softmax_samples", 0),
+    ("model.softmax", "full"),
+)
+"""Keys at the values that all had before they were keys: a sweep from then is still the same one."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,8 +123,7 @@ class Plan:
             if key.split(".")[0] in OF_A_TRAINING
             and key not in varied
             and key not in PLACE
-            # A sweep from before the key existed is still the same one.
-            and (key, value) not in (("train.precision", "float32"), ("train.processes", 1))
+            and (key, value) not in NEWER
         }
         digests = [digest for _, digest in self.source.files if digest]
         # The name of an address is its last part alone, which other addresses share.

@@ -17,7 +17,16 @@ from benchmarks.render import END, PAGE, START, TITLES, render
 from benchmarks.rows import Figure, Row, speed_ratio
 from rnnlm_core.errors import DataError, ResourceError
 
-NOISE = {"cell": "gru", "vocabulary": 9, "hidden": 8, "batch_size": 2, "num_steps": 4, "updates": 2, "device": "cpu"}
+NOISE = {
+    "cell": "gru",
+    "vocabulary": 9,
+    "hidden": 8,
+    "batch_size": 2,
+    "num_steps": 4,
+    "updates": 2,
+    "device": "cpu",
+    "num_cores": 1,
+}
 
 
 class Recorder:
