@@ -101,7 +101,7 @@ def main() -> None:
 
     def work() -> dict[str, Any]:
         from rnnlm_core.model import pick_device
-        from rnnlm_core.ranks import Lost, joined
+        from rnnlm_core.ranks import RanksLostError, joined
 
         try:
             if pick_device(fields["train"]["device"]).type == "cuda":
@@ -114,7 +114,7 @@ def main() -> None:
                     told = f"a process of this training died: all {ranks.size} go on from the last checkpoint"
                     say(warning=f"{told} ({restart} of {most} times)")
                 return run_job(fields, say, lambda: stopped.is_set() or os.getppid() != agent, ranks=ranks)
-        except Lost:
+        except RanksLostError:
             import traceback
 
             traceback.print_exc()

@@ -20,7 +20,7 @@ SILENCE = timedelta(hours=1)
 """How long a rank waits for another one that is there: the first one measures the validation text alone."""
 
 
-class Lost(Exception):  # noqa: N818 - it says what happened
+class RanksLostError(Exception):
     """Another process of the training is gone, so this one cannot go on."""
 
 
@@ -100,7 +100,7 @@ def joined(rendezvous: str = "") -> Iterator[Ranks]:
         rendezvous: a file of this attempt's own by which processes of one machine meet; "": at the address that
             torchrun has put into the environment.
 
-    Raises `Lost` if they are not all there, and `ResourceError` if this PyTorch cannot do it.
+    Raises `RanksLostError` if they are not all there, and `ResourceError` if this PyTorch cannot do it.
     """
     if not dist.is_available():
         raise ResourceError("this PyTorch trains in one process alone", "torch.distributed", "use train.processes=1")
@@ -122,4 +122,4 @@ def _while_all_are_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no class for it
-        raise Lost(str(error)) from error
+        raise RanksLostError(str(error)) from error

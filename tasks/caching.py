@@ -51,7 +51,7 @@ class NotWhole(Exception):  # noqa: N818 - tells Prefect that a record does not 
     """A record names something that is gone or changed."""
 
 
-class Foreign(ValueError):  # noqa: N818 - says what a record is
+class ForeignRecordError(ValueError):
     """A record that names another reader than ours."""
 
 
@@ -320,7 +320,7 @@ def content_fault(record: bytes) -> str:
     """Return what `record_fault` does, for the bytes of a record."""
     try:
         return next(faults(_result(record), workspace.store().loss), "")
-    except Foreign:
+    except ForeignRecordError:
         return "not a record of ours"
     except NO_RECORD:
         return "damaged"
@@ -335,7 +335,7 @@ def _result(record: bytes) -> Any:
     if content.keys() == {"failure"}:  # a flow's; Prefect keeps failures, and nothing is ever read from them
         return None
     if content["metadata"]["serializer"]["type"] != READER:
-        raise Foreign
+        raise ForeignRecordError
     result = json.loads(content["result"])
     return None if "failure" in result else read_result(result)
 

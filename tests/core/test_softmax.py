@@ -159,10 +159,10 @@ def test_training_on_samples_lowers_the_full_loss() -> None:
 @pytest.mark.parametrize("implementation", ["scratch", "concise"])
 def test_the_adaptive_loss_stays_in_single_precision(implementation: str) -> None:
     ids = zipf_stream(3000)
-    model = ModelConfig(hidden_size=H, embedding_size=H, softmax="adaptive", implementation=implementation)  # type: ignore[arg-type]
+    model = ModelConfig(hidden_size=H, embedding_size=H, softmax="adaptive", implementation=implementation)
     train = TrainConfig(epochs=1, batch_size=10, num_steps=20, device="cpu")
     exact, lower = (
-        fit("gru", V, ids, None, model, replace(train, precision=precision)).history[-1].train_loss  # type: ignore[arg-type]
+        fit("gru", V, ids, None, model, replace(train, precision=precision)).history[-1].train_loss
         for precision in ("float32", "bfloat16")
     )
     assert lower == pytest.approx(exact, rel=0.03)
