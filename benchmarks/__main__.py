@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import render as page
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, OF_THE_NOVEL
 from benchmarks.kernels import kernels
 from benchmarks.machine import load, machine
 from benchmarks.rows import Setting
+from benchmarks.texts import novel
 from rnnlm_core.errors import DataError, RnnlmError, UsageError, unknown_name
 from rnnlm_core.store import write_atomically
 
@@ -33,6 +34,9 @@ def measure(
         if name not in CASES:
             raise unknown_name("case", name, list(CASES))
     _check_device(device)
+    if OF_THE_NOVEL.intersection(chosen):
+        with tempfile.TemporaryDirectory(prefix="rnnlm-bench-") as folder:
+            novel(Path(folder))  # what cannot be had is said now, not after minutes
     results: dict[str, Any] = {"machine": machine(device), "quick": quick, "cases": {}, "rows": []}
     for name in chosen:
         typer.echo(f"{name} …", err=True)

@@ -8,7 +8,8 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,27 +50,78 @@ def each(compute: Callable[[int], Result], parts: int) -> list[Result]:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a (m, k) b (k, n), without a way back: in parts of the longer side, unless PyTorch divides it itself."""
+    """Return a (m, k) b (k, n), without a way back: in parts of the rows, unless PyTorch divides it itself.
+
+    Of a transposed `a` in parts of the depth: what a library is given should lie in memory in one piece.
+    """
     a, b = a.detach(), b.detach()  # threads of ours do not know that nothing is to be recorded
-    rows, columns = a.shape[0], b.shape[1]
-    out = a.new_empty(rows, columns)
-    if torch.get_num_threads() > 1 or a.device.type != "cpu":
-        return torch.mm(a, b, out=out)
-    by_rows = rows >= columns
-    length = rows if by_rows else columns
-    parts = max(1, min(MOST_PARTS, length // SHORTEST_PART, rows * columns * a.shape[1] // SMALLEST_PART))
-    if parts == 1:
-        return torch.mm(a, b, out=out)
-
-    def compute(part: int) -> None:
-        one = slice(part * length // parts, (part + 1) * length // parts)
-        if by_rows:
-            torch.mm(a[one], b, out=out[one])
-        else:
-            torch.mm(a, b[:, one], out=out[:, one])
-
-    each(compute, parts)
+    by_depth = not a.is_contiguous()
+    length = a.shape[1] if by_depth else a.shape[0]
+    parts = max(1, min(MOST_PARTS, length // SHORTEST_PART, a.numel() * b.shape[1] // SMALLEST_PART))
+    if parts == 1 or torch.get_num_threads() > 1 or a.device.type != "cpu":
+        return _whole(a, b)
+    pieces = [slice(part * length // parts, (part + 1) * length // parts) for part in range(parts)]
+    if by_depth:
+        return functools.reduce(Tensor.add_, each(lambda part: _whole(a[:, pieces[part]], b[pieces[part]]), parts))
+    out = a.new_empty(a.shape[0], b.shape[1])
+    each(lambda part: _whole(a[pieces[part]], b, out[pieces[part]]), parts)
     return out
+
+
+def linear(inputs: Tensor, weights: Tensor) -> Tensor:
+    """Return inputs (…, k) weights (k, n), with both ways in `product`s where that is worth their overhead."""
+    plain = inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu") or inputs.dtype != weights.dtype
+    if plain or inputs.numel() * weights.shape[1] < SMALLEST_PART:
+        return inputs @ weights
+    result: Tensor = _Linear.apply(inputs, weights)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weights)
+        return product(inputs.flatten(0, -2), weights).unflatten(0, inputs.shape[:-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        inputs, weights = ctx.saved_tensors
+        of_inputs, of_weights = ctx.needs_input_grad
+        rows, above = inputs.flatten(0, -2), above.flatten(0, -2)
+        d_inputs = product(above, weights.t()).view_as(inputs) if of_inputs else None
+        if not of_weights:
+            return d_inputs, None
+        # Laid out as the weights are.
+        row_major = weights.stride(1) == 1
+        return d_inputs, product(rows.t(), above) if row_major else product(above.t(), rows).t()
+
+
+def _whole(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    if a.dtype != torch.float32 or a.device.type != "cpu" or not _onednn_is_faster():
+        return torch.mm(a, b, out=out)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), None, "none", [], "")
+    return found if out is None else out.copy_(found)
+
+
+def _dense(a: Tensor) -> Tensor:
+    # oneDNN takes apart what is neither row by row nor column by column element by element: fifty times as long.
+    if a.is_contiguous() or a.t().is_contiguous():
+        return a
+    return a.contiguous() if a.stride(1) == 1 else a.t().contiguous().t()
+
+
+@functools.cache
+def _onednn_is_faster() -> bool:
+    """Whether oneDNN's products are the faster ones of PyTorch's two libraries.
+
+    MKL uses vectors of 512 bits on Intel's processors alone; on others oneDNN's are twice as fast (docs/performance.md).
+    """
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    about = Path("/proc/cpuinfo")
+    if not (wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and about.exists()):
+        return False
+    return "GenuineIntel" not in about.read_text(encoding="utf-8") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @functools.cache

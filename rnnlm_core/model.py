@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnnlm_core import cores
 from rnnlm_core.cells import State
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import DataError, IntegrityError, ResourceError, RnnlmError
@@ -170,7 +171,8 @@ class LanguageModel(nn.Module):
             rows = inputs if dense else F.one_hot(inputs.long(), layer.input_size).to(layer.weight_ih_l0.dtype)
             return _dense_layer(layer, rows, before)
         # The product of one-hot rows with the weights is a row look-up, exactly.
-        table, ids = (F.linear(inputs, layer.weight_ih_l0), None) if dense else (layer.weight_ih_l0.t(), inputs)
+        U = layer.weight_ih_l0.t()
+        table, ids = (cores.linear(inputs, U), None) if dense else (U, inputs)
         W, b = layer.weight_hh_l0.t(), layer.bias_hh_l0
         return recur(cast(Kind, self.cell), table, before, W, b, ids=ids, input_bias=layer.bias_ih_l0)
 

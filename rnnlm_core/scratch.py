@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from rnnlm_core import cores
 from rnnlm_core.cells import NUM_GATES, State
 from rnnlm_core.recurrence import Kind, recur
 
@@ -49,7 +50,7 @@ class ScratchLayer(nn.Module):
         """
         b = None if self.b_h is None else torch.cat([self.b_h.new_zeros(2 * self.hidden_size), self.b_h])
         if inputs.is_floating_point():
-            return recur(self.kind, inputs @ self.W_x, state, self.W_h, b, input_bias=self.b)
+            return recur(self.kind, cores.linear(inputs, self.W_x), state, self.W_h, b, input_bias=self.b)
         return recur(self.kind, self.W_x, state, self.W_h, b, ids=inputs, input_bias=self.b)
 
 

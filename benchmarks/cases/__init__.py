@@ -15,3 +15,5 @@ from benchmarks.rows import Row, Setting
 CASES: dict[str, Callable[[Setting], Iterator[Row]]] = {
     case.__name__: case for case in (step, word, cells, target, text, memory, generate, overhead)
 }
+OF_THE_NOVEL = frozenset({"cells", "target", "text", "memory"})
+"""Those that read the book's novel, which may have to be downloaded."""

@@ -63,3 +63,19 @@ def test_parts_are_computed_in_the_mode_of_whoever_asks() -> None:
         assert cores.each(lambda _: torch.is_inference_mode_enabled(), 2) == [True, True]
         assert torch.equal(cores.product(torch.ones(700, 64), torch.ones(64, 700)), torch.full((700, 700), 64.0))
     assert cores.each(lambda _: torch.is_inference_mode_enabled(), 2) == [False, False]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_with_weights_has_the_gradients_of_automatic_differentiation(turned: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cores, "SMALLEST_PART", 1)
+        draw = torch.Generator().manual_seed(0)
+        inputs = torch.randn(5, 7, 6, generator=draw, dtype=torch.float64, requires_grad=True)
+        weights = torch.randn(6, 9, generator=draw, dtype=torch.float64)
+        weights = (weights.t().contiguous().t() if turned else weights).requires_grad_()
+        above = torch.randn(5, 7, 9, generator=draw, dtype=torch.float64)
+        found = torch.autograd.grad(cores.linear(inputs, weights), (inputs, weights), above)
+        expected = torch.autograd.grad(inputs @ weights, (inputs, weights), above)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+    assert found[1].stride() == weights.stride()
