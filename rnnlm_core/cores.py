@@ -81,7 +81,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weights)
-        return product(inputs.flatten(0, -2), weights).unflatten(0, inputs.shape[:-1])
+        return product(inputs.flatten(0, -2), weights).view(*inputs.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -115,11 +115,11 @@ def _dense(a: Tensor) -> Tensor:
 def _onednn_is_faster() -> bool:
     """Whether oneDNN's products are the faster ones of PyTorch's two libraries.
 
-    MKL uses vectors of 512 bits on Intel's processors alone; on others oneDNN's are twice as fast (docs/performance.md).
+    MKL uses vectors of 512 bits on Intel's processors alone: docs/performance.md has both elsewhere.
     """
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and "BLAS_INFO=mkl" in torch.__config__.show()
     about = Path("/proc/cpuinfo")
-    if not (wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and about.exists()):
+    if not (wide and about.exists()):
         return False
     return "GenuineIntel" not in about.read_text(encoding="utf-8") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

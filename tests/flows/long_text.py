@@ -1,16 +1,17 @@
-"""A process that makes a corpus of a text and tells how much memory that took: `long_text.py TEXT LEVEL`."""
+"""A process that makes a corpus of a text and tells how much memory that took: `long_text.py TEXT LEVEL [RUNNER]`."""
 
 import json
 import sys
 from pathlib import Path
 
 
-def main(path: str, level: str) -> None:
+def main(path: str, level: str, runner: str = "local") -> None:
     from tasks import workspace
 
     workspace.prepare_environment()
+    from flows.runners import Runner
     from flows.server import prefect_api
-    from flows.text_stages import LOCAL, make_of_shards
+    from flows.text_stages import make_of_shards
     from rnnlm_core.download import download, resolve
     from rnnlm_core.presets import run_config
     from rnnlm_core.process_usage import peak_bytes
@@ -20,10 +21,11 @@ def main(path: str, level: str) -> None:
     with prefect_api() as api, api.ready():
         before = peak_bytes()
         source = resolve(path)
-        made = make_of_shards(download(source, workspace.store()), config, source, LOCAL, tokens_alone=False)
+        made = make_of_shards(download(source, workspace.store()), config, source, Runner(runner), tokens_alone=False)
     assert made.corpus is not None
     train = made.corpus.splits["train"].num_tokens
-    print(json.dumps({"before": before, "peak": peak_bytes(), "train": train, "corpus": made.corpus.handle.sha256}))
+    digests = {"vocabulary": made.vocabulary.handle.sha256, "corpus": made.corpus.handle.sha256}
+    print(json.dumps({"before": before, "peak": peak_bytes(), "train": train, **digests}))
 
 
 if __name__ == "__main__":
