@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from flows.deploy import FILE
 from flows.deployment_parameters import flow_at, parameters
+from flows.deployment_runs import process_mistakes, schedule_mistakes, step_mistakes
 from flows.deployment_shape import File, shape
 from flows.deployment_text import HOLDS_ITSELF, Loader, definitions, filled, keys_and_anchors, shared, templates
-from flows.deployment_runs import process_mistakes, schedule_mistakes, step_mistakes
 from rnnlm_core.errors import ConfigError, RnnlmError
 from tasks import workspace
 
