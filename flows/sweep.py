@@ -25,12 +25,13 @@ from rnnlm_core.search import Plan, make_plan
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import health, progress, studies, tracked_trials, tracking, workspace
 from tasks.caching import VerifiedSerializer
+from tasks.places import number_of_places
 from tasks.progress import News
 from tasks.stopping import stop_requested
 from tasks.studies import COMPLETE, FAILED, PRUNED, Outcome, Study, Trial
 from tasks.tracked_trials import TrialRun
 from tasks.tracking import FlowRun
-from tasks.train import TrackedTraining, forget_training, places, train
+from tasks.train import TrackedTraining, forget_training, train
 from tasks.wording import parameter_text
 
 # What the settings of a trial can be to blame for; everything else ends the sweep, which then goes on from there.
@@ -137,7 +138,7 @@ class Trials:
         left, train = self.study.unfinished(), self.plan.config.train
         try:
             while True:
-                while self._begun() < number and len(self.under_way) < places(train.device, train.processes):
+                while self._begun() < number and len(self.under_way) < number_of_places(train.device, train.processes):
                     self._begin(left.pop(0) if left else self.study.ask())
                 if not self.under_way:
                     return

@@ -1,9 +1,7 @@
 """Stage `train`: fit one cell in a process of its own, and track it."""
 
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +13,7 @@ from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.crashpoints import crashpoint
-from rnnlm_core.errors import Pruned, ResourceError, Stopped
+from rnnlm_core.errors import Pruned, Stopped
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
 from rnnlm_core.train_process import Job, train_in_child
@@ -24,6 +22,7 @@ from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
 from tasks.caching import cache_key, is_recorded, stage
 from tasks.locking import KernelLocks
+from tasks.places import cores_of_each, place
 from tasks.stopping import stop_requested
 from tasks.tracked_runs import MINUTES
 from tasks.tracking import FlowRun
@@ -59,7 +58,7 @@ def train(
     key = _key(cell, corpus, vocabulary, model, config, flow)
     store = workspace.store()
     with (
-        _place(config.device, config.processes) as (device, threads),
+        place(config.device, config.processes, flow.label(cell)) as (device, threads),
         _unless_stopped(cell),
         tracking.child_run(flow, cell, key, _tags(corpus, vocabulary)) as run_id,
     ):
@@ -96,7 +95,7 @@ def train(
                 lambda: bool(enough) or stop_requested.is_set(),
                 lambda text: progress.warn("train", text, flow.label(cell)),
                 used.update,
-                _cores_of_each if config.processes == 1 else lambda: 1,
+                cores_of_each if config.processes == 1 else lambda: 1,
             )
         except Stopped:
             if not enough or stop_requested.is_set():
@@ -199,79 +198,3 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
         run_id,
         {"rnnlm.device": trained.device, "rnnlm.model_sha256": trained.model.sha256, "rnnlm.model_uri": address},
     )
-
-
-_cpu_slots = threading.BoundedSemaphore(workspace.cpu_slots())
-_next_on_cpu = threading.Lock()
-"""Held by who takes slots: two trainings that each have some of theirs would wait for each other."""
-_on_cpu: dict[object, int] = {}
-"""The trainings that are under way on the processor, and how many slots each has."""
-_gpu_load: Counter[str] = Counter()
-_gpu_free = threading.Condition()
-
-
-def places(wanted: str, processes: int = 1) -> int:
-    """Return how many trainings of so many processes that want this device can go on at once."""
-    from rnnlm_core.model import pick_device
-
-    on_cpu = pick_device(wanted).type == "cpu"
-    return max(1, (workspace.cpu_slots() if on_cpu else workspace.gpu_slots() * len(_gpus(wanted))) // processes)
-
-
-@contextmanager
-def _place(wanted: str, processes: int = 1) -> Iterator[tuple[str, int]]:
-    """Wait for a place to train and give (device, threads): a processor core or a place on a GPU for each process.
-
-    Raises `ResourceError` when there are fewer GPUs than processes.
-    """
-    from rnnlm_core.model import pick_device
-
-    device = pick_device(wanted)
-    if device.type == "cpu":
-        # One thread each: at these sizes two trainings side by side gain more than two threads in one.
-        mark, slots = object(), min(processes, workspace.cpu_slots())
-        with ExitStack() as taken:
-            with _next_on_cpu:
-                for _ in range(slots):
-                    taken.enter_context(_cpu_slots)
-            _on_cpu[mark] = slots
-            try:
-                yield "cpu", 1
-            finally:
-                del _on_cpu[mark]
-        return
-    names, most = _gpus(wanted), workspace.gpu_slots()
-    if processes > len(names):
-        there = f"train.processes={processes}, {len(names)} GPUs"
-        raise ResourceError("each process needs a GPU", there, "use fewer, or `--set train.device=cpu`")
-
-    def free() -> list[str]:
-        """Return which GPUs to take: the least used one, or the first, which are those of the ranks."""
-        ready = [name for name in names if _gpu_load[name] < most]
-        if processes == 1:
-            return sorted(ready, key=lambda name: _gpu_load[name])[:1]
-        return names[:processes] if set(names[:processes]) <= set(ready) else []
-
-    with _gpu_free:
-        _gpu_free.wait_for(free)
-        taken_gpus = free()
-        _gpu_load.update(taken_gpus)
-    try:
-        yield taken_gpus[0] if processes == 1 else "cuda", 0
-    finally:
-        with _gpu_free:
-            _gpu_load.subtract(taken_gpus)
-            _gpu_free.notify_all()
-
-
-def _cores_of_each() -> int:
-    """Return how many cores each training may use now: what the others leave."""
-    return max(1, workspace.cpu_slots() // max(1, sum(_on_cpu.values())))
-
-
-def _gpus(wanted: str) -> list[str]:
-    """Return the GPUs that a training may take."""
-    import torch
-
-    every = wanted in ("auto", "cuda")
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [wanted]

@@ -2,21 +2,18 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from rnnlm_core.config import TrainConfig
-from rnnlm_core.errors import ResourceError, Stopped, UsageError
+from rnnlm_core.errors import ResourceError, Stopped
 from rnnlm_core.outcomes import Trained
 from rnnlm_core.store import Handle
 from rnnlm_core.train_process import Job
-from tasks import tracked_runs, workspace
+from tasks import tracked_runs
 from tasks import train as train_stage
 from tasks.progress import News
 from tasks.tracking import FlowRun
@@ -134,183 +131,6 @@ def test_a_training_that_waited_while_a_stop_came_does_not_start(
     assert jobs == []
     assert trainings() == []
     assert len(client().search_runs([experiment_id()])) == 1  # the parent
-
-
-def test_a_training_alone_has_every_core_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 5)
-    found = []
-    with train_stage._place("cpu") as (_, threads):
-        found.append(train_stage._cores_of_each())
-        with train_stage._place("cpu"):
-            found.append(train_stage._cores_of_each())
-        found.append(train_stage._cores_of_each())
-    assert (found, threads) == ([5, 2, 5], 1)
-
-
-def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(2))
-    lock, all_in = threading.Lock(), threading.Barrier(2)
-    now, most = 0, 0
-
-    def work() -> None:
-        nonlocal now, most
-        with train_stage._place("cpu") as place:
-            assert place == ("cpu", 1)
-            with lock:
-                now += 1
-                most = max(most, now)
-            all_in.wait(timeout=60)  # passes only when two are inside together
-            with lock:
-                now -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert most == 2
-    assert now == 0
-    assert not any(thread.is_alive() for thread in threads)
-
-
-def test_a_training_of_several_processes_has_a_core_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 4)
-    slots = threading.BoundedSemaphore(4)
-    monkeypatch.setattr(train_stage, "_cpu_slots", slots)
-    assert [train_stage.places("cpu", processes) for processes in (1, 2, 3, 9)] == [4, 2, 1, 1]
-    with train_stage._place("cpu", 3) as place:
-        assert place == ("cpu", 1)
-        assert train_stage._cores_of_each() == 1
-        with train_stage._place("cpu"):
-            assert not slots.acquire(blocking=False)
-    with train_stage._place("cpu", 9):  # more than there are: they take turns on all
-        assert not slots.acquire(blocking=False)
-    assert slots._value == 4
-
-
-def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 3)
-    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(3))
-
-    def work() -> None:
-        for _ in range(200):
-            with train_stage._place("cpu", 2):
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert train_stage._on_cpu == {}
-
-
-def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(1))
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match="broken"), train_stage._place("cpu"):
-            raise RuntimeError("broken")
-    assert train_stage._cpu_slots.acquire(blocking=False)
-
-
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RNNLM_GPU_SLOTS", raising=False)
-    monkeypatch.setattr("rnnlm_core.model.pick_device", lambda name: torch.device(name.replace("auto", "cuda")))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-
-
-def take(places: ExitStack, wanted: str) -> str:
-    """Take a place, which must be free, and return its device."""
-    device, threads = places.enter_context(train_stage._place(wanted))
-    assert threads == 0
-    return device
-
-
-@contextmanager
-def waits(wanted: str) -> Iterator[None]:
-    """No place is free before the block, and one after it."""
-    came = threading.Event()
-
-    def work() -> None:
-        with train_stage._place(wanted):
-            came.set()
-
-    waiting = threading.Thread(target=work)
-    waiting.start()
-    assert not came.wait(timeout=0.3)
-    yield
-    assert came.wait(timeout=60)
-    waiting.join()
-
-
-def is_idle() -> bool:
-    return not any(train_stage._gpu_load.values())
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_trainings_spread_over_the_gpus_three_on_each() -> None:
-    assert train_stage.places("auto") == train_stage.places("cuda") == 6
-    with ExitStack() as places:
-        taken = [take(places, "auto") for _ in range(6)]
-        assert taken == ["cuda:0", "cuda:1"] * 3
-        with waits("cuda"):
-            places.pop_all().close()
-    assert is_idle()
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_the_least_used_gpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ExitStack() as first, ExitStack() as named:
-        assert take(first, "cuda") == "cuda:0"
-        assert [take(named, "cuda:1") for _ in range(2)] == ["cuda:1"] * 2
-        with ExitStack() as others:
-            assert take(others, "auto") == "cuda:0"
-        first.close()
-        assert [take(named, "auto") for _ in range(3)] == ["cuda:0", "cuda:0", "cuda:0"]
-    assert is_idle()
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_named_gpu_is_the_one_that_is_used_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RNNLM_GPU_SLOTS", "1")
-    assert (train_stage.places("cuda:1"), train_stage.places("cuda")) == (1, 2)
-    with ExitStack() as places:
-        assert take(places, "cuda:1") == "cuda:1"
-        with waits("cuda:1"):
-            assert take(places, "auto") == "cuda:0"
-            places.pop_all().close()
-    assert is_idle()
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_processes_take_a_gpu_each_and_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RNNLM_GPU_SLOTS", "1")
-    with ExitStack() as places:
-        assert places.enter_context(train_stage._place("auto", 2)) == ("cuda", 0)
-        with waits("cuda:1"):
-            places.pop_all().close()
-    assert is_idle()
-    told = r"each process needs a GPU: train.processes=3, 2 GPUs: use fewer, or `--set train.device=cpu`"
-    with pytest.raises(ResourceError, match=told), train_stage._place("cuda", 3):
-        pass
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_place_on_a_gpu_is_free_again_after_a_failure() -> None:
-    with pytest.raises(RuntimeError, match="broken"), train_stage._place("cuda"):
-        raise RuntimeError("broken")
-    assert is_idle()
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "many", "", "1.5", "100", "9" * 5000, "３"])
-def test_trainings_on_a_gpu_are_a_number(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("RNNLM_GPU_SLOTS", value)
-    with pytest.raises(
-        UsageError, match=r"`RNNLM_GPU_SLOTS` must be a whole number from 1 to 99: .*correct or unset it"
-    ):
-        workspace.gpu_slots()
 
 
 def test_the_identity_of_a_training_is_its_cell_its_model_and_its_run() -> None:
