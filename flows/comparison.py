@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from rnnlm_core.config import NGRAM
 from tasks.tracked_runs import TrackedRun, train_minutes
 from tasks.wording import figure, markdown_text
 
@@ -82,7 +83,7 @@ def _of_run(run: TrackedRun, champion: bool) -> CellFigures:
     parameters = metrics.get("model/parameters")
     return CellFigures(
         cell=run.tags.get("rnnlm.cell", "?"),
-        implementation=run.parameters.get("model.implementation", "?"),
+        implementation="–" if run.tags.get("rnnlm.cell") == NGRAM else run.parameters.get("model.implementation", "?"),
         parameters=None if parameters is None else int(parameters),
         train_perplexity=metrics.get("best/train_perplexity"),
         valid_perplexity=metrics.get("best/valid_perplexity"),

@@ -29,7 +29,7 @@ from tasks.train import train
 
 # A thread waits for its stage; what trains is a process that has waited for its slot (`tasks.train`).
 THREADS = 16
-SLOWEST_FIRST = ("gru", "lstm", "rnn")
+SLOWEST_FIRST = ("gru", "lstm", "rnn", "ngram")
 
 
 @flow(
@@ -46,7 +46,7 @@ def language_model(
     runner: str = "local",
     on_workers: bool = False,
 ) -> dict[str, Any]:
-    """Train, measure and compare recurrent cells on a text.
+    """Train, measure and compare recurrent cells on a text, beside n-grams if wanted.
 
     Safe to run at any time and as often as you like: a stage whose inputs, settings and code have not changed is
     not done again. What it makes stays under `artifacts/` and in MLflow.
@@ -54,7 +54,7 @@ def language_model(
     Args:
         preset: the complete config to start from (`rnnlm presets` lists them).
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
-        cells: which of rnn, gru and lstm; each takes a training of its own.
+        cells: which of rnn, gru, lstm and ngram (the baseline without a network); each takes a training of its own.
         changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
         runner: who works on the shards of a long text: local, dask or ray, or dask:HOST:PORT, ray:HOST:PORT.
         on_workers: train each cell as a flow run of its own, on any worker of the pool.
@@ -91,7 +91,7 @@ def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Run
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
     for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
-        settings = (cell, ids, words, config.model.for_cell(cell), config.train, run)
+        settings = (cell, ids, words, config.model.for_cell(cell), config.train.for_cell(cell), run)
         there = train_on_a_worker.submit(*settings) if on_workers else None
         trained = train.submit(*settings, wait_for=[there] if there else None)
         measured = evaluate.submit(cell, trained, ids, config.evaluate)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rnnlm_core.config import CELLS, RunConfig
+from rnnlm_core.config import KNOWN_CELLS, RunConfig
 from rnnlm_core.presets import PRESETS
 
 LIMITS = {"at_least": "ge", "above": "gt", "at_most": "le", "below": "lt"}
@@ -56,7 +56,7 @@ else:
     Changes.__doc__ = "Config keys and their values; what is left out is as in the preset."
     Changes.__pydantic_config__ = ConfigDict(extra="forbid")
     Preset = Literal[tuple(PRESETS)]
-    Cell = Literal[CELLS]
+    Cell = Literal[KNOWN_CELLS]
 
 Cells = list[Cell] | None
 Text = str | None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry
 from rnnlm_core.compare import PICTURE, Compared, Row
-from rnnlm_core.config import CELLS
+from rnnlm_core.config import KNOWN_CELLS
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text, without_password
 from rnnlm_core.errors import ResourceError
@@ -114,7 +114,7 @@ class Report:
 
     def outcomes(self) -> dict[str, list[Stage]]:
         """Return the stages by name, in the order in which they ended, cells in their usual order."""
-        order = {cell: place for place, cell in enumerate(CELLS)}
+        order = {cell: place for place, cell in enumerate(KNOWN_CELLS)}
         names = dict.fromkeys(stage.name for stage in self.stages)
         chosen = {name: [stage for stage in self.stages if stage.name == name] for name in names}
         return {name: sorted(stages, key=lambda stage: order.get(stage.cell, -1)) for name, stages in chosen.items()}

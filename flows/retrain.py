@@ -72,7 +72,7 @@ def retrain(
     Args:
         preset: the complete config to start from (`rnnlm presets` lists them).
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
-        cells: which of rnn, gru and lstm; none means those of the preset.
+        cells: which of rnn, gru, lstm and ngram; none means those of the preset.
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """

@@ -11,6 +11,7 @@ from prefect.futures import PrefectFuture, as_completed
 from flows.comparison import CellFigures, markdown_table
 from flows.report import publish
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
+from rnnlm_core.config import NGRAM
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text
 from rnnlm_core.errors import PartialError
@@ -224,7 +225,7 @@ class Ledger:
         trained = self.cells[row.cell][0]
         return CellFigures(
             cell=row.cell,
-            implementation=dict(self.run.parameters)["model.implementation"],
+            implementation="–" if row.cell == NGRAM else dict(self.run.parameters)["model.implementation"],
             parameters=row.parameters,
             train_perplexity=row.train_perplexity,
             valid_perplexity=row.valid_perplexity,

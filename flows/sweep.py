@@ -62,7 +62,7 @@ def sweep(
     Args:
         preset: the config to start from (`rnnlm presets` lists them).
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
-        cells: which of rnn, gru and lstm; of several, each trial has one.
+        cells: which of rnn, gru, lstm and ngram; of several, each trial has one.
         changes: config keys and their values, which stay as they are.
         search: what varies, `train.learning_rate=log:0.1..4`; by default six keys around the values of the preset.
         trials: how many trials the sweep shall have in the end.
@@ -209,7 +209,7 @@ class Trials:
 def _setting(config: RunConfig) -> Setting:
     """Return all that a training depends on beside the text."""
     (cell,) = config.cells
-    return cell, config.model.for_cell(cell), config.train
+    return cell, config.model.for_cell(cell), config.train.for_cell(cell)
 
 
 def _told(outcome: Outcome) -> str:

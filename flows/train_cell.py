@@ -44,7 +44,7 @@ def train_cell(
     """Train one cell for another flow run, which finds the record. `rnnlm run --on-workers` starts this.
 
     Args:
-        cell: rnn, gru or lstm.
+        cell: rnn, gru, lstm or ngram.
         corpus: the corpus, as plain data.
         vocabulary: its vocabulary, as plain data.
         model: the section `model` of the config.

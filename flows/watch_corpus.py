@@ -32,7 +32,7 @@ def watch_corpus(
     Args:
         corpus: the text to watch: the path of a file or folder, or an http(s) address.
         preset: the complete config to start from (`rnnlm presets` lists them).
-        cells: which of rnn, gru and lstm; none means those of the preset.
+        cells: which of rnn, gru, lstm and ngram; none means those of the preset.
         changes: config keys and their values; what is left out is as in the preset.
         tolerance: how much worse than the champion, as a share of its perplexity, is a regression.
     """

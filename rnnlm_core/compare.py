@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rnnlm_core.config import NGRAM
 from rnnlm_core.outcomes import Evaluated, Trained
 from rnnlm_core.pictures import save_picture
 from rnnlm_core.store import Handle, Store
@@ -14,7 +15,7 @@ from rnnlm_core.store import Handle, Store
 PICTURE = "perplexity.png"
 TABLE = "table.json"
 # A palette that stays apart for colour-blind eyes and in print.
-COLOURS = {"rnn": "#0072B2", "gru": "#D55E00", "lstm": "#009E73"}
+COLOURS = {"rnn": "#0072B2", "gru": "#D55E00", "lstm": "#009E73", "ngram": "#CC79A7"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _row(trained: Trained, evaluated: Evaluated) -> Row:
 
 
 def plot_perplexity(trained: Sequence[Trained], path: Path) -> None:
-    """Draw perplexity against epoch, a colour per cell: validation solid, training dotted."""
+    """Draw perplexity against epoch, a colour per cell: validation solid, training dotted, n-grams as a dashed line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -99,6 +100,12 @@ def draw_perplexity(trained: Sequence[Trained], axes: Any) -> None:
 
     for one in trained:
         colour = COLOURS[one.cell]
+        if one.cell == NGRAM:  # a level for the others to get below
+            level, split = one.best.valid_perplexity, "valid"
+            if level is None:
+                level, split = one.best.train_perplexity, "train"
+            axes.axhline(level, color=colour, linestyle="--", label=f"{one.cell} {split}")
+            continue
         epochs = [epoch.number for epoch in one.history]
         marker = "o" if len(epochs) <= 30 else ""
         held_out = one.history[0].valid_perplexity is not None

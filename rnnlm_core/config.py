@@ -18,6 +18,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rnnlm_core.errors import ConfigError, suggestion
 
 CELLS = ("rnn", "gru", "lstm")
+"""The recurrent cells, which a run has by default."""
+NGRAM = "ngram"
+"""The baseline beside them: no network, but counted n-grams."""
+KNOWN_CELLS = (*CELLS, NGRAM)
+OF_NGRAMS = ("model.order", "model.discounts")
+"""The keys of `model` and `train` that say something of n-grams; all others say something of networks."""
 CHECKPOINT_SECONDS = 30.0
 """How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well. No part of
 the config: it changes no result."""
@@ -119,13 +125,20 @@ class ModelConfig:
     ± `init_range`). `auto`: book from scratch, torch in concise."""
     init_range: float = _option(0.1, above=0.0, at_most=10.0)
     """Half the width of `uniform`."""
+    order: int = _option(5, at_least=1, at_most=6)
+    """Tokens of the longest n-grams that the cell `ngram` counts: it predicts from one token less."""
+    discounts: Literal["modified", "single"] = "modified"
+    """Of the cell `ngram`: three of each order (Chen and Goodman 1998), or one (Kneser and Ney 1995)."""
 
     def for_cell(self, cell: str) -> "ModelConfig":
         """Return what of the config one cell depends on: the place of the reset gate, settled, for the GRU alone."""
+        if cell == NGRAM:
+            return ModelConfig(order=self.order, discounts=self.discounts)
+        own = replace(self, order=ModelConfig.order, discounts=ModelConfig.discounts)
         if cell != "gru":
-            return replace(self, reset_gate="auto")
+            return replace(own, reset_gate="auto")
         placed: Literal["before", "after"] = "before" if self.implementation == "scratch" else "after"
-        return replace(self, reset_gate=placed) if self.reset_gate == "auto" else self
+        return replace(own, reset_gate=placed) if self.reset_gate == "auto" else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +201,10 @@ class TrainConfig:
         largest_offset = self.num_steps if self.partition == "sequential" else self.num_steps - 1
         return self.batch_size * self.num_steps + largest_offset + 1
 
+    def for_cell(self, cell: str) -> "TrainConfig":
+        """Return what of the config one cell depends on: nothing for n-grams, which the processor counts."""
+        return TrainConfig(device="cpu") if cell == NGRAM else self
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -236,6 +253,11 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
+
+    @property
+    def fewest_tokens(self) -> int:
+        """The length of a training split that every cell can be trained on."""
+        return 2 if set(self.cells) == {NGRAM} else self.train.fewest_tokens
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -294,6 +316,11 @@ def has_effect(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a key changes anything beside these values of all keys (as `flatten` gives them)."""
     met, _ = _conditions(values).get(key, (True, ""))
     return met
+
+
+def concerns(cell: str, key: str) -> bool:
+    """Whether a key says anything of a cell: those of `model` and `train` are of networks or of n-grams."""
+    return not key.startswith(("model.", "train.")) or (key in OF_NGRAMS) == (cell == NGRAM)
 
 
 def check(config: RunConfig) -> None:
@@ -453,13 +480,13 @@ def prefix_mistake(prefix: str) -> str:
 
 def _rules(config: RunConfig) -> Iterator[str]:
     """Yield what single values cannot show: rules between keys, and names with a grammar."""
-    unknown = [cell for cell in config.cells if cell not in CELLS]
+    unknown = [cell for cell in config.cells if cell not in KNOWN_CELLS]
     for cell in unknown:
-        yield f"unknown cell: {cell}: {suggestion(cell, list(CELLS))}"
+        yield f"unknown cell: {cell}: {suggestion(cell, list(KNOWN_CELLS))}"
     for cell in sorted({cell for cell in config.cells if config.cells.count(cell) > 1}):
         yield f"`cells` must name each cell once. Got {cell} twice"
     if not config.cells:
-        yield f"`cells` must name at least one of {', '.join(CELLS)}. Got none"
+        yield f"`cells` must name at least one of {', '.join(KNOWN_CELLS)}. Got none"
     if mistake := _split_mistake(config.corpus.split):
         yield mistake
     else:
@@ -555,11 +582,10 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
             f"`train.processes` must be at most train.batch_size ({config.train.batch_size}): each takes rows. "
             f"Got {config.train.processes}"
         )
-    if 0 < config.corpus.max_tokens < config.train.fewest_tokens:
-        yield (
-            f"`corpus.max_tokens` must be at least {config.train.fewest_tokens} to fill one batch of "
-            f"{config.train.batch_size} x {config.train.num_steps}. Got {config.corpus.max_tokens}"
-        )
+    need = config.fewest_tokens
+    if 0 < config.corpus.max_tokens < need:
+        batch = f" to fill one batch of {config.train.batch_size} x {config.train.num_steps}" if need > 2 else ""
+        yield f"`corpus.max_tokens` must be at least {need}{batch}. Got {config.corpus.max_tokens}"
 
 
 def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -574,12 +600,14 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     """Return, of each key that needs others, whether they are as it needs them, and why it has no effect if not."""
     level, schedule, drawn = values["tokenizer.level"], values["train.schedule"], values["generate.temperature"] > 0
     beam = values["generate.beam"] > 1
-    return {
+    conditions = {
         "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
         "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
         "tokenizer.reserved_tokens": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
         "model.reset_gate": ("gru" in values["cells"], "without the cell gru"),
+        "model.order": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
+        "model.discounts": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
         "model.init_range": (values["model.init"] == "uniform", "without model.init=uniform"),
         "train.momentum": (values["train.optimizer"] == "sgd", "without train.optimizer=sgd"),
         "train.decay": (
@@ -601,3 +629,6 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
             "without beam search that can end early: set generate.beam above 1, and generate.stop",
         ),
     }
+    if set(values["cells"]) == {NGRAM}:
+        conditions |= {key: (False, f"on the cell {NGRAM} alone") for key in values if not concerns(NGRAM, key)}
+    return conditions

@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary
 from rnnlm_core.errors import DataError
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import LanguageModel, load_model
+from rnnlm_core.model import LanguageModel, Model, load_model
 from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.output_loss import MOST_LOGITS
 from rnnlm_core.store import Handle, Store
@@ -49,7 +48,7 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     )
 
 
-def stream_loss(model: LanguageModel, ids: Tensor, check: Callable[[], None] = lambda: None) -> float:
+def stream_loss(model: Model, ids: Tensor, check: Callable[[], None] = lambda: None) -> float:
     """Return the negative log-likelihood, in nats, of tokens 1..n-1 of a stream given all that came before.
 
     Dropout is off; the model is left in the mode it was in. `check` is called before each chunk; what it raises ends
@@ -61,12 +60,12 @@ def stream_loss(model: LanguageModel, ids: Tensor, check: Callable[[], None] = l
         with torch.inference_mode():
             state = model.initial_state(1)
             total = torch.zeros((), dtype=torch.float64, device=ids.device)
-            chunk = max(1, min(CHUNK, MOST_LOGITS // model.vocabulary_size))
+            width = model.vocabulary_size if isinstance(model, LanguageModel) else 1  # logits of a token
+            chunk = max(1, min(CHUNK, MOST_LOGITS // width))
             for start in range(0, len(ids) - 1, chunk):
                 check()
                 part = ids[start : start + chunk + 1]
-                logits, state = model(part[None, :-1], state)
-                losses = F.cross_entropy(logits[0], part[1:].long(), reduction="none")
+                losses, state = model.token_losses(part, state)
                 total += losses.sum(dtype=torch.float64)
             return float(total)
     finally:

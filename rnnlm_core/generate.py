@@ -16,7 +16,7 @@ from torch import Tensor
 from rnnlm_core.cells import State
 from rnnlm_core.config import GenerateConfig, prefix_mistake, unicode_mistake
 from rnnlm_core.errors import DataError, UsageError
-from rnnlm_core.model import LanguageModel, SavedModel, load_model
+from rnnlm_core.model import Model, SavedModel, load_model
 from rnnlm_core.normalize import normalizer
 from rnnlm_core.outcomes import Sample
 from rnnlm_core.store import Handle, Store
@@ -197,7 +197,7 @@ def _drawn(
 
 
 def continue_ids(
-    model: LanguageModel,
+    model: Model,
     prefixes: Sequence[list[int]],
     config: GenerateConfig,
     rows: Sequence[GenerateConfig] = (),
@@ -233,7 +233,7 @@ def continue_ids(
             logits = now[:, -1]
 
 
-def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) -> tuple[Tensor, list[State]]:
+def _warm_up(model: Model, prefixes: Sequence[list[int]], check: Check) -> tuple[Tensor, list[State]]:
     """Return the logits after each prefix and the states, row by row; those of one length are read together."""
     of_length: dict[int, list[int]] = {}
     for row, ids in enumerate(prefixes):
@@ -246,7 +246,7 @@ def _warm_up(model: LanguageModel, prefixes: Sequence[list[int]], check: Check) 
     return logits, [tuple(torch.cat(parts)[order] for parts in zip(*layer, strict=True)) for layer in layers]
 
 
-def _read_prefixes(model: LanguageModel, prefixes: list[list[int]], check: Check) -> tuple[Tensor, list[State]]:
+def _read_prefixes(model: Model, prefixes: list[list[int]], check: Check) -> tuple[Tensor, list[State]]:
     """Return the logits after prefixes of one length, of shape (prefixes, vocabulary), and the state."""
     state = model.initial_state(len(prefixes))
     ids = torch.tensor(prefixes, device=model.device)

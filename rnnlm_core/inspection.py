@@ -65,7 +65,7 @@ def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None
     # Merges are not learnt yet: a text has at least as many bytes as byte pairs, so what is too short stays so.
     cut = tokenizer("byte" if level == "bpe" else level, config.tokenizer.eos)
     part = Part(path, normalizer(config.corpus.normalizer), max_chars=config.corpus.max_chars)
-    need = config.train.fewest_tokens
+    need = config.fewest_tokens
     enough = need if split in ("whole", "train") else 2
     if split == "whole" and config.corpus.shares:
         enough = -(-need * sum(config.corpus.shares) // config.corpus.shares[0])

@@ -1,6 +1,7 @@
 """The language model: token ids in, logits of the next token out, the state carried by the caller.
 
-Also its file form, safetensors beside JSON: no pickle, loads on any device. The model knows nothing of training.
+Also its file form, safetensors beside JSON: no pickle, loads on any device. The model knows nothing of training. What
+is saved and loaded here may as well be a model of n-grams (`ngram.py`), which answers to the same calls.
 """
 
 import copy
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 from rnnlm_core import cores
 from rnnlm_core.cells import State
-from rnnlm_core.config import ModelConfig
+from rnnlm_core.config import NGRAM, ModelConfig
 from rnnlm_core.errors import DataError, IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
+from rnnlm_core.ngram import NgramModel, described, line_end, read_ngrams, write_ngrams
 from rnnlm_core.normalize import NORMALIZERS
 from rnnlm_core.output_loss import output_loss
 from rnnlm_core.recurrence import FEWEST_ROWS, Kind, recur, settled
@@ -149,6 +151,14 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.output(outputs)
         return logits.transpose(0, 1), after
 
+    def token_losses(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """Return the negative log-likelihood, in nats, of each of `ids` but the first, and the state before the last.
+
+        The ids are one text, (tokens + 1).
+        """
+        logits, after = self(ids[None, :-1], state)
+        return F.cross_entropy(logits[0], ids[1:].long(), reduction="none"), after
+
     def hidden_states(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
         """Return what the output layer sees, (steps, batch, hidden), and the state; the arguments as in `forward`."""
         steps = ids.t().int()
@@ -211,6 +221,11 @@ def _bfloat16_layer(layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, 
     return outputs, tuple(part.squeeze(0) for part in last)
 
 
+Model = LanguageModel | NgramModel
+"""What evaluation, generation, scoring and serving work with: `initial_state`, `hidden_states`, `output`, the call,
+which is those two together, and `token_losses`; a state is one tuple of tensors, rows first, for each layer."""
+
+
 def convert(model: LanguageModel, implementation: Literal["scratch", "concise"]) -> LanguageModel:
     """Return a model of the other implementation that computes the same.
 
@@ -236,7 +251,9 @@ def detach(state: Sequence[State]) -> list[State]:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of trained values."""
+    """Return the number of trained values; of a model of n-grams, how many it has."""
+    if isinstance(model, NgramModel):
+        return model.num_ngrams
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -275,7 +292,7 @@ def _misfit(there: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> str:
 class SavedModel:
     """A model with all that is needed to use it on text."""
 
-    model: LanguageModel
+    model: Model
     vocabulary: Vocabulary
     tokenizer: Tokenizer
     normalizer: str
@@ -284,7 +301,7 @@ class SavedModel:
 
 def save_model(
     folder: Path,
-    model: LanguageModel,
+    model: Model,
     vocabulary: Vocabulary,
     tokenizer: Tokenizer,
     normalizer: str,
@@ -293,14 +310,17 @@ def save_model(
     """Write a model into a folder: weights, vocabulary and a description. Equal models give equal bytes."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights().items()}
-    save_file(weights, folder / WEIGHTS)
+    if isinstance(model, NgramModel):
+        write_ngrams(folder / WEIGHTS, model)
+    else:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights().items()}
+        save_file(weights, folder / WEIGHTS)
     (folder / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
     tokenizer.write_files(folder)
     content = {
         "format": FORMAT,
         "cell": model.cell,
-        "model": asdict(model.config),
+        "model": described(model.config) if model.cell == NGRAM else asdict(model.config),
         "tokenizer": tokenizer.about,
         "normalizer": normalizer,
         "about": about,
@@ -331,17 +351,16 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
         cut = read_tokenizer(content["tokenizer"], folder)
         if content["normalizer"] not in NORMALIZERS or not isinstance(content["about"], dict):
             raise ValueError("its description is of another kind")
-        config = ModelConfig(**content["model"])
-        target = pick_device(device)
-        weights = load_file(folder / WEIGHTS, device=str(target))
-        _check_sizes(weights, config)
-        with torch.device("meta"):  # shapes alone: the digits of a description may mean terabytes
-            described = LanguageModel(content["cell"], len(vocabulary), config).weights()
-        if misfit := _misfit(weights, described):
-            raise IntegrityError(f"not a complete model: {misfit}", folder, "train it again")
-        model = LanguageModel(content["cell"], len(vocabulary), config)
-        model.set_weights(weights)
-        model.to(target).eval()
+        model: Model
+        if content["cell"] == NGRAM:
+            ends = line_end(cut, vocabulary)
+            model = read_ngrams(load_file(folder / WEIGHTS), content["model"], len(vocabulary), ends)
+        else:
+            target = pick_device(device)
+            weights = load_file(folder / WEIGHTS, device=str(target))
+            model = _network(folder, content["cell"], len(vocabulary), ModelConfig(**content["model"]), weights)
+            model.to(target)
+        model.eval()
     except RnnlmError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -350,6 +369,20 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             raise IntegrityError(what, folder / WEIGHTS, "train it again, only safetensors are read") from error
         raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
     return SavedModel(model, vocabulary, cut, content["normalizer"], content["about"])
+
+
+def _network(
+    folder: Path, cell: str, vocabulary_size: int, config: ModelConfig, weights: Mapping[str, Tensor]
+) -> LanguageModel:
+    """Return the network of a description with the weights of a file, if they fit each other."""
+    _check_sizes(weights, config)
+    with torch.device("meta"):  # shapes alone: the digits of a description may mean terabytes
+        asked = LanguageModel(cell, vocabulary_size, config).weights()
+    if misfit := _misfit(weights, asked):
+        raise IntegrityError(f"not a complete model: {misfit}", folder, "train it again")
+    model = LanguageModel(cell, vocabulary_size, config)
+    model.set_weights(weights)
+    return model
 
 
 def _check_files(folder: Path) -> None:

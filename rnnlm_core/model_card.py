@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rnnlm_core.catalogue import CATALOGUE
+from rnnlm_core.config import NGRAM
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import one_line
 from rnnlm_core.model import SavedModel
@@ -12,6 +13,10 @@ from rnnlm_core.outcomes import Trained
 
 LONGEST_CELL = 200
 _CELLS = {"rnn": "an RNN (tanh)", "gru": "a GRU", "lstm": "an LSTM"}
+_WHILE_TRAINING = (
+    "The training figure is a mean over the epoch, while the weights change, with dropout if there is any."
+)
+_AFTER_COUNTING = "The training figure is that of the finished model on the text that it was counted on."
 _OWN_LICENCE = "not known here: a text of its user's own"
 
 
@@ -40,18 +45,19 @@ def model_card(
             the machine that trained.
         address: the URI under which MLflow has the model.
     """
-    cut, best = saved.tokenizer, trained.best
+    best = trained.best
     entry = CATALOGUE.get(source.given_name)
     kept = {key: value for key, value in settings.items() if key != "corpus.name"}
     digests = {f"SHA-256 of the text `{file.name}`": file.text_sha256 for file in entry.files} if entry else {}
-    figures = [(f"train, while training epoch {trained.best_epoch}, the one kept", f"{best.train_perplexity:.4f}")]
+    counted = trained.cell == NGRAM
+    when = "" if counted else f", while training epoch {trained.best_epoch}, the one kept"
+    figures = [(f"train{when}", f"{best.train_perplexity:.4f}")]
     if best.valid_perplexity is not None:
-        figures.append(("valid, after it", f"{best.valid_perplexity:.4f}"))
+        figures.append(("valid" if counted else "valid, after it", f"{best.valid_perplexity:.4f}"))
     tokens = ", ".join(f"{split} {facts.num_tokens:,}" for split, facts in source.corpus.splits.items())
     sections = [
         f"# {trained.cell.upper()} language model of {_cell(source.shown_name)}",
-        f"A recurrent language model: {_CELLS[trained.cell]} of {trained.num_parameters:,} parameters that predicts "
-        f"the next of {len(saved.vocabulary):,} {cut.noun} from all before it. It continues texts and scores them. "
+        f"{_kind(saved, trained)}. It continues texts and scores them. "
         f"Trained with rnnlm{_own_version()}; weights as safetensors, nothing pickled; loads on any device.",
         "## Load",
         f'```python\nmlflow.pyfunc.load_model("{address}").predict(["some text"], params={{"mode": "score"}})\n```',
@@ -71,15 +77,27 @@ def model_card(
         ),
         "## Figures",
         _table(("split", "perplexity per token"), figures),
-        "The training figure is a mean over the epoch, while the weights change, with dropout if there is any. This "
-        "card was written before the test split was measured: its figures stand beside the model in MLflow, as the "
-        "metrics `test/*`.",
+        f"{_AFTER_COUNTING if counted else _WHILE_TRAINING} This card was written before the test split was measured: "
+        "its figures stand beside the model in MLflow, as the metrics `test/*`.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(saved, best.valid_perplexity is None)),
         "## Settings",
         _table(("key", "value"), [("cell", trained.cell), ("trained on", trained.device), *kept.items()]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _kind(saved: SavedModel, trained: Trained) -> str:
+    """Return in words what the model is and what it predicts from."""
+    given = f"predicts the next of {len(saved.vocabulary):,} {saved.tokenizer.noun} from"
+    if trained.cell != NGRAM:
+        size = f"{_CELLS[trained.cell]} of {trained.num_parameters:,} parameters"
+        return f"A recurrent language model: {size} that {given} all before it"
+    config = saved.model.config
+    discounts = "modified " if config.discounts == "modified" else ""
+    size = f"interpolated {discounts}Kneser-Ney of order {config.order}, {trained.num_parameters:,} n-grams"
+    line = ", none of another line" if saved.tokenizer.about["eos"] == "line" else ""
+    return f"An n-gram language model: {size}, that {given} the {config.order - 1} before it{line}"
 
 
 def _limits(saved: SavedModel, unmeasured: bool) -> list[str]:

@@ -51,8 +51,10 @@ def export_onnx(saved: SavedModel) -> bytes:
     `rnnlm.bpe` (of level bpe: the description that the library `tokenizers` reads), `rnnlm.normalizer`, `rnnlm.cell`.
 
     Raises `ResourceError` without the extra `onnx`, or for more weights than a file may hold; `UsageError` for a
-    model with an adaptive softmax.
+    model with an adaptive softmax, or of n-grams.
     """
+    if not isinstance(saved.model, LanguageModel):
+        raise UsageError("an ONNX file holds a network", saved.model.cell, "use the model itself")
     if saved.model.config.softmax != "full":
         raise UsageError("an ONNX file needs the full softmax", saved.model.config.softmax, "use the model itself")
     check_installed()
@@ -84,6 +86,7 @@ def check_onnx(data: bytes, saved: SavedModel) -> float:
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     model = saved.model
+    assert isinstance(model, LanguageModel), "others are not exported"
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(len(saved.vocabulary), (2, 24), generator=draw).to(model.device)
     state = model.initial_state(2)

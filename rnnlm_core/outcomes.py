@@ -16,20 +16,23 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to. Losses are in nats per token; `valid_loss` is None without validation split."""
+    """What one epoch came to. Losses are in nats per token; `valid_loss` is None without validation split.
+
+    What was counted in one pass, and not trained, has one epoch without learning rate or gradients.
+    """
 
     number: int
     epochs: int
     train_loss: float
     valid_loss: float | None
-    learning_rate: float
-    gradient_norm: float
+    learning_rate: float | None
+    gradient_norm: float | None
     tokens_per_second: float
     seconds: float
 
     @property
     def train_perplexity(self) -> float:
-        """exp of the mean training loss of the epoch, measured while training."""
+        """exp of the mean training loss of the epoch, measured while training (of n-grams, after it)."""
         return perplexity(self.train_loss)
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rnnlm_core.config import PLACE, RunConfig, flatten, has_effect, override, read_value
+from rnnlm_core.config import NGRAM, OF_NGRAMS, PLACE, RunConfig, flatten, has_effect, override, read_value
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.errors import ConfigError, one_line
 from rnnlm_core.presets import run_config
@@ -25,6 +25,8 @@ NEWER = (
     ("train.processes", 1),
     ("train.softmax_samples", 0),
     ("model.softmax", "full"),
+    ("model.order", 5),
+    ("model.discounts", "modified"),
 )
 """Keys at the values that all had before they were keys: a sweep from then is still the same one."""
 
@@ -75,18 +77,15 @@ class Plan:
     def changed(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return the config keys and values of a proposal; a tied embedding is as wide as the hidden layer."""
         keys = {key: value for key, value in values.items() if key != CELL}
-        tied = keys.get("model.tie_weights", self.config.model.tie_weights)
+        tied = keys.get("model.tie_weights", self.config.model.tie_weights) and self.cell(values) != NGRAM
         if tied and "model.embedding_size" not in self.changes:
             keys["model.embedding_size"] = keys.get("model.hidden_size", self.config.model.hidden_size)
         return keys
 
     def configured(self, values: Mapping[str, Value]) -> RunConfig:
         """Return the config of a proposal, with its one cell; raises `ConfigError` if it is none."""
-        config = override(self.config, self.changed(values))
-        cell = self.cell(values)
-        # What is set for the GRU alone goes with it.
-        model = config.model if cell == "gru" else config.model.for_cell(cell)
-        return replace(config, cells=(cell,), model=model)
+        # What is set for another cell alone goes with it.
+        return override(self.config, {**self.changed(values), "cells": (self.cell(values),)})
 
     def corners(self) -> Iterator[RunConfig]:
         """Yield the configs at the limits of the search, which hold every rule if all others do.
@@ -199,6 +198,9 @@ def make_plan(
         )
     dimensions = default_search(config, fixed) if not search else parse_search(search, config, fixed)
     keys = {dimension.key for dimension in dimensions}
+    if config.cells == (NGRAM,) and not keys & set(OF_NGRAMS):
+        varied = " and ".join(OF_NGRAMS)
+        raise ConfigError(f"a sweep of {NGRAM} alone varies {varied}: use --search model.order=2,3,4,5,6")
     if "model.embedding_size" in keys and (config.model.tie_weights or "model.tie_weights" in keys):
         raise ConfigError("a tied embedding is as wide as the hidden layer: search model.hidden_size alone")
     if len(config.cells) > 1:
@@ -207,7 +209,7 @@ def make_plan(
     dimensions = tuple(sorted(dimensions, key=lambda d: not (d.choices and isinstance(d.choices[0], str | bool))))
     source = resolve(config.corpus.name)
     plan = Plan("", preset, corpus, fixed, config, source, dimensions, config)
-    hungriest = max(plan.corners(), key=lambda corner: corner.train.fewest_tokens)
+    hungriest = max(plan.corners(), key=lambda corner: corner.fewest_tokens)
     return replace(plan, name=name or _default_name(plan), hungriest=hungriest)
 
 

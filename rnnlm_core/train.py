@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from rnnlm_core.cells import State
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
-from rnnlm_core.config import CHECKPOINT_SECONDS, PLACE, ModelConfig, TrainConfig
+from rnnlm_core.config import CHECKPOINT_SECONDS, NGRAM, PLACE, ModelConfig, TrainConfig
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary
 from rnnlm_core.cuda_graph import Buffers, Updates
 from rnnlm_core.errors import Diverged, IntegrityError, Stopped, UsageError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device, save_model
+from rnnlm_core.model import LanguageModel, Model, detach, num_parameters, pick_device, save_model
+from rnnlm_core.ngram import line_end
+from rnnlm_core.ngram_training import fit_ngrams
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.partition import PARTITIONS, Minibatches
 from rnnlm_core.pieces import piece_files
@@ -47,7 +49,7 @@ Progress = Callable[[Epoch], None]
 class Fitted:
     """What `fit` returns."""
 
-    model: LanguageModel
+    model: Model
     best_epoch: int
     history: tuple[Epoch, ...]
     device: torch.device
@@ -72,6 +74,7 @@ def train(
 
     A training with the same `key` that was interrupted goes on from its last checkpoint and ends with the same bits.
     The checkpoints stay: whoever has recorded the result clears them. Of several `ranks` the first one alone writes.
+    N-grams are counted (`ngram_training.py`): of all that is about epochs and devices they take nothing.
 
     Raises:
         UsageError: the settings are for another number of processes.
@@ -81,6 +84,7 @@ def train(
         ResourceError: the device is not there, or the settings need another.
         IntegrityError: the vocabulary is that of another corpus.
     """
+    config = config.for_cell(cell)
     folder = store.open(corpus)
     words = Vocabulary.load(store.open(vocabulary))
     if corpus_vocabulary(folder) != vocabulary.sha256:
@@ -93,12 +97,19 @@ def train(
     }
     if (device := pick_device(config.device)).type != "cpu":  # there they are indexed as they are: widened once
         splits = {name: ids.to(device, torch.int32) for name, ids in splits.items()}
-    checkpoints = Checkpoints(store, key)
-    fitted = fit(
-        cell, len(words), splits["train"], splits.get("valid"), model, config,
-        checkpoints=checkpoints, checkpoint_seconds=checkpoint_seconds,
-        progress=progress, should_stop=should_stop, warn=warn, ranks=ranks,
-    )  # fmt: skip
+    if cell == NGRAM:
+        ends = line_end(corpus_conventions(folder)[0], words)
+        counted, epoch = fit_ngrams(
+            len(words), splits["train"], splits.get("valid"), model, ends, store, should_stop=should_stop, warn=warn
+        )
+        progress(epoch)
+        fitted = Fitted(counted, 1, (epoch,), device)
+    else:
+        fitted = fit(
+            cell, len(words), splits["train"], splits.get("valid"), model, config,
+            checkpoints=Checkpoints(store, key), checkpoint_seconds=checkpoint_seconds,
+            progress=progress, should_stop=should_stop, warn=warn, ranks=ranks,
+        )  # fmt: skip
     sha256 = b"" if ranks.number else _publish(store, fitted, words, folder, corpus, vocabulary, config).sha256.encode()
     return Trained(
         cell=cell,
@@ -130,7 +141,7 @@ def _publish(
                 "corpus": corpus.sha256,
                 "vocabulary": vocabulary.sha256,
                 "best_epoch": fitted.best_epoch,
-                "train": _settings(config),
+                "train": {} if fitted.model.cell == NGRAM else _settings(config),
             },
         )
         return draft.publish()

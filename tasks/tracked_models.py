@@ -38,7 +38,7 @@ def log_model(
     Args:
         run_id: the run that trained it.
         folder: what `save_model` wrote.
-        cell: `rnn`, `gru` or `lstm`.
+        cell: what was trained.
         example: a text the model can continue; MLflow tries it, so a model that does not load is not logged.
         settings: what it was trained with, to compare models by.
         card: returns its card for the address it has; kept as `model_card.md` and as the model's description.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mlflow.entities import RunTag
 
+from rnnlm_core.config import NGRAM
 from rnnlm_core.outcomes import Evaluated, Trained
 from tasks.tracked_runs import TrackedRun, tracked
 from tasks.tracking import FlowRun
@@ -32,6 +33,7 @@ def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list
     layers = p.get("model.num_layers", "1")
     shape = [f"{p['model.hidden_size']} hidden"] if "model.hidden_size" in p else []
     shape += [f"{layers} layer{'s' * (layers != '1')}"] if shape else []
+    shape += [f"order {p['model.order']}"] if "model.order" in p else []
     unit = UNITS.get(p.get("tokenizer.level", ""), "")
     what = ", ".join([f"**{trained.cell.upper()}**", *shape])
     where = f"on {run.tags.get('rnnlm.corpus', '?')}" + (f" ({unit})" if unit else "")
@@ -40,6 +42,10 @@ def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list
         f"{evaluated.split} perplexity **{figure(evaluated.perplexity)}** "
         f"({evaluated.bits_per_char:.3f} bits per character{unknown})"
     )
+    if trained.cell == NGRAM:
+        seconds = duration(trained.best.seconds)
+        effort = f"{trained.num_parameters:,} n-grams, counted, smoothed and measured in {seconds}."
+        return [f"{what}, {where}: {result}.", effort, _again(run.tags, p, trained.cell)]
     done, wanted = len(trained.history), trained.history[-1].epochs
     best = f"The weights are those of epoch {trained.best_epoch} of {done}"
     if done < wanted:

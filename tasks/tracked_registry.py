@@ -15,6 +15,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from rnnlm_core.champion import PREFIX, Candidate, registered_name
+from rnnlm_core.config import NGRAM
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import DataError
@@ -49,7 +50,7 @@ class Version:
 
     @property
     def cell(self) -> str:
-        """What was trained: rnn, gru or lstm."""
+        """What was trained: a recurrent cell, or ngram."""
         return self.tags.get("rnnlm.cell", "?")
 
     @property
@@ -255,8 +256,9 @@ def _description(run: Run) -> str:
     names = {"validation": "best/valid_perplexity", "test": "test/perplexity", "training": "best/train_perplexity"}
     figures = [f"{metrics[name]:,.2f} on {split}" for split, name in names.items() if name in metrics]
     page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    size = "order" if tags.get("rnnlm.cell") == NGRAM else "hidden_size"
     return (
-        f"{tags.get('rnnlm.cell', '?')}, hidden size {parameters.get('model.hidden_size', '?')}: "
+        f"{tags.get('rnnlm.cell', '?')}, {size.replace('_', ' ')} {parameters.get(f'model.{size}', '?')}: "
         f"perplexity {', '.join(figures) or 'not measured'} "
         f"(preset {tags.get('rnnlm.preset', '?')}, [run {run.info.run_id[:8]}]({page}))."
     )

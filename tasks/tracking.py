@@ -16,6 +16,7 @@ from typing import Any
 from mlflow import environment_variables
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from rnnlm_core.config import concerns
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import RnnlmError, Stopped
 from rnnlm_core.outcomes import Epoch
@@ -48,9 +49,9 @@ class FlowRun:
         """Who asks changes nothing."""
         return ()
 
-    def training_settings(self) -> dict[str, str]:
+    def training_settings(self, cell: str) -> dict[str, str]:
         """Return the parameters a training depends on; what comes after it may be done again with other ones."""
-        return {key: value for key, value in self.parameters if key.split(".")[0] in TRAINING_KEYS}
+        return {key: value for key, value in self.parameters if _is_of_training(cell, key)}
 
     def label(self, cell: str) -> str:
         """Return what the screen calls the training of a cell."""
@@ -59,6 +60,10 @@ class FlowRun:
     def enough(self, epoch: Epoch) -> bool:  # noqa: ARG002 - a sweep looks at it
         """Whether a training may end after this epoch, because nobody wants its result any more."""
         return False
+
+
+def _is_of_training(cell: str, key: str) -> bool:
+    return key.split(".", maxsplit=1)[0] in TRAINING_KEYS and concerns(cell, key)
 
 
 @contextmanager
@@ -83,9 +88,9 @@ def config_sha256(parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
 
-def about(flow: FlowRun, command: str = "rnnlm run") -> dict[str, str]:
+def about(flow: FlowRun, command: str = "rnnlm run", cell: str = "") -> dict[str, str]:
     """Return the tags that parent and children share: what to filter by, and where they come from."""
-    parameters = dict(flow.parameters)
+    parameters = flow.training_settings(cell) if cell else dict(flow.parameters)
     keys = {"rnnlm.level": "tokenizer.level", "rnnlm.implementation": "model.implementation"}
     return {
         "rnnlm.preset": flow.preset,
@@ -106,13 +111,13 @@ def _owner(flow: FlowRun) -> dict[str, str]:
 def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Iterator[str]:
     """Open the run of one training, or open again the run that a training with the same key had."""
     # What comes after training may be done again with other settings, in this same run.
-    settings = flow.training_settings() | {"cell": cell}
+    settings = flow.training_settings(cell) | {"cell": cell}
     found = tracked_runs.newest(f"tags.`rnnlm.key` = '{key}'")
     if found is not None:
         run_id = _open_again(found, {PARENT: flow.parent_run_id, **_owner(flow)}, settings)
     else:
         own = {
-            **about(flow),
+            **about(flow, cell=cell),
             PARENT: flow.parent_run_id,
             "rnnlm.kind": "cell",
             "rnnlm.cell": cell,
@@ -126,7 +131,7 @@ def child_run(flow: FlowRun, cell: str, key: str, tags: dict[str, str]) -> Itera
 
 def _settings_file(flow: FlowRun, cell: str) -> str:
     """Return, as JSON, what of the config a training depends on."""
-    config = {key: value for key, value in json.loads(flow.config).items() if key.split(".")[0] in TRAINING_KEYS}
+    config = {key: value for key, value in json.loads(flow.config).items() if _is_of_training(cell, key)}
     return json.dumps({"preset": flow.preset, "cell": cell, **config}, ensure_ascii=False, indent=1)
 
 

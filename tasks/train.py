@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from rnnlm_core.checkpoint import Checkpoints
-from rnnlm_core.config import ModelConfig, TrainConfig
+from rnnlm_core.config import NGRAM, ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import Pruned, Stopped
@@ -182,11 +182,12 @@ def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVoca
         },
     )
     tracking.log_file(run_id, store.path(vocabulary.handle) / VOCABULARY_FILE)
-    with TemporaryDirectory() as temporary:
-        picture = Path(temporary) / PICTURE
-        plot_training(trained, picture)
-        tracking.log_file(run_id, picture)
-    saved, settings = load_model(folder), flow.training_settings()
+    if trained.cell != NGRAM:  # which has no course to show
+        with TemporaryDirectory() as temporary:
+            picture = Path(temporary) / PICTURE
+            plot_training(trained, picture)
+            tracking.log_file(run_id, picture)
+    saved, settings = load_model(folder), flow.training_settings(trained.cell)
     example = opening(saved, store.open(corpus.handle), "train")
     source = TrainedOn(settings.get("corpus.name", ""), flow.corpus, corpus, vocabulary.handle.sha256)
     address = tracked_models.log_model(

@@ -14,7 +14,9 @@ def run(
         str, typer.Option(help="Complete config to start from; `rnnlm presets` lists them.")
     ] = "quickstart",
     corpus: Annotated[str | None, typer.Option(help="Another text: a name, a path or an http(s) address.")] = None,
-    cells: Annotated[str | None, typer.Option(help="Cells to train, comma-separated: rnn,gru,lstm.")] = None,
+    cells: Annotated[
+        str | None, typer.Option(help="Cells to train, comma-separated: rnn,gru,lstm; ngram is the baseline to beat.")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes that train a cell together: --set train.processes=N.")
     ] = None,

@@ -15,7 +15,7 @@ def sweep(
     preset: Annotated[str, typer.Option(help="Config to start from; `rnnlm presets` lists them.")] = "quickstart",
     corpus: Annotated[str | None, typer.Option(help="Another text: a name, a path or an http(s) address.")] = None,
     cells: Annotated[
-        str | None, typer.Option(help="Cells, comma-separated: rnn,gru,lstm. Of several, each trial has one.")
+        str | None, typer.Option(help="Cells, comma-separated: rnn,gru,lstm,ngram. Of several, each trial has one.")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Fix a config key; may be repeated.")

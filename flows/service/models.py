@@ -7,7 +7,7 @@ from typing import Any
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.errors import one_line
 from rnnlm_core.generate import Check, prefix_tokens, stream_text
-from rnnlm_core.model import SavedModel, num_parameters
+from rnnlm_core.model import LanguageModel, SavedModel, num_parameters
 from rnnlm_core.score import score_texts
 from tasks.tracked_runs import TrackedRun
 
@@ -15,7 +15,8 @@ from tasks.tracked_runs import TrackedRun
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What is known of a served model: the `name` that requests use, the MLflow run of its training, its figures (those
-    that the run does not have are null; bits per character on the evaluated split), and its shape."""
+    that the run does not have are null; bits per character on the evaluated split), and its shape: of a network, or the
+    order of n-grams, of which `parameters` then says how many there are."""
 
     name: str
     cell: str
@@ -27,10 +28,11 @@ class ModelFacts:
     test_perplexity: float | None
     bits_per_char: float | None
     parameters: int
-    hidden_size: int
-    num_layers: int
-    embedding_size: int
-    implementation: str
+    hidden_size: int | None
+    num_layers: int | None
+    embedding_size: int | None
+    implementation: str | None
+    order: int | None
     level: str
     eos: str
     normalizer: str
@@ -50,6 +52,7 @@ def served_model(name: str, saved: SavedModel, run: TrackedRun | None) -> Served
     model, cut = saved.model, saved.tokenizer.about
     tags = run.tags if run else {}
     metrics = run.metrics if run else {}
+    network = model.config if isinstance(model, LanguageModel) else None
     facts = ModelFacts(
         name=name,
         cell=model.cell,
@@ -61,10 +64,11 @@ def served_model(name: str, saved: SavedModel, run: TrackedRun | None) -> Served
         test_perplexity=metrics.get("test/perplexity"),
         bits_per_char=metrics.get(f"{tags.get('rnnlm.evaluated_split', 'test')}/bits_per_char"),
         parameters=num_parameters(model),
-        hidden_size=model.config.hidden_size,
-        num_layers=model.config.num_layers,
-        embedding_size=model.config.embedding_size,
-        implementation=model.config.implementation,
+        hidden_size=network and network.hidden_size,
+        num_layers=network and network.num_layers,
+        embedding_size=network and network.embedding_size,
+        implementation=network and network.implementation,
+        order=None if network else model.config.order,
         level=cut["level"],
         eos=cut["eos"],
         normalizer=saved.normalizer,

@@ -26,8 +26,8 @@ function card(model) {
   facts.append(element("strong", "valid", figure(model.valid_perplexity)), ", test ",
     element("strong", "test", figure(model.test_perplexity)));
   const about = [model.cell === model.name ? "" : model.cell, model.corpus ?? "",
-    `${model.level} tokens`, `${model.num_layers} × ${model.hidden_size} hidden`,
-    `${model.parameters.toLocaleString("en")} weights`];
+    `${model.level} tokens`, model.order ? `order ${model.order}` : `${model.num_layers} × ${model.hidden_size} hidden`,
+    `${model.parameters.toLocaleString("en")} ${model.order ? "n-grams" : "weights"}`];
   facts.append(element("br"), about.filter(Boolean).join(" · "));
   const text = element("p", "text");
   const read = element("span", "prefix"), continuation = element("span", "continuation");

@@ -285,7 +285,9 @@ def test_a_section_is_no_key() -> None:
 
 
 def test_an_unknown_cell_gets_a_suggestion() -> None:
-    assert _lines({"cells": ["gru", "lstn"]}) == ["unknown cell: lstn: did you mean lstm? (known: rnn, gru, lstm)"]
+    assert _lines({"cells": ["gru", "lstn"]}) == [
+        "unknown cell: lstn: did you mean lstm? (known: rnn, gru, lstm, ngram)"
+    ]
 
 
 def test_a_cell_is_named_once() -> None:
@@ -294,7 +296,7 @@ def test_a_cell_is_named_once() -> None:
 
 @pytest.mark.parametrize("cells", [[], "", "[]"])
 def test_there_must_be_a_cell(cells: object) -> None:
-    assert _lines({"cells": cells}) == ["`cells` must name at least one of rnn, gru, lstm. Got none"]
+    assert _lines({"cells": cells}) == ["`cells` must name at least one of rnn, gru, lstm, ngram. Got none"]
 
 
 @pytest.mark.parametrize("split", ["90/10", "90/5/5/0", "0/50/50", "90/5/-5", "90/5/5.0", "a/b/c", "", "Given", "//"])

@@ -137,8 +137,8 @@ REFUSED = [
     case("D7-seed", settings("train.seed=4294967296"), 2, "`train.seed` must be at most 4294967295"),
     case("D7-split", settings("corpus.split=90/5"), 2, "`corpus.split` must be three whole numbers", "'90/5'"),
     # D8 to D10: cells and devices.
-    case("D8-cell", (*RUN, "--cells", "lstn"), 2, "lstn: did you mean lstm? (known: rnn, gru, lstm)"),
-    case("D8-no-cell", (*RUN, "--cells", ""), 2, "`cells` must name at least one of rnn, gru, lstm. Got none"),
+    case("D8-cell", (*RUN, "--cells", "lstn"), 2, "lstn: did you mean lstm? (known: rnn, gru, lstm, ngram)"),
+    case("D8-no-cell", (*RUN, "--cells", ""), 2, "`cells` must name at least one of rnn, gru, lstm, ngram. Got none"),
     case("D9-cell-twice", (*RUN, "--cells", "rnn,gru,rnn"), 2, "`cells` must name each cell once. Got rnn twice"),
     case("D10-device", settings("train.device=cuda:99"), 5, "present: cpu", "cuda:99", "--set train.device=cpu"),
     case("D10-no-device", settings("train.device=gpu"), 2, "must be auto, cpu, cuda or cuda:N. Got 'gpu'"),

@@ -456,7 +456,7 @@ def test_unknown_characters_of_a_prefix_are_refused_or_mapped(rnnlm: Callable[..
 @pytest.mark.parametrize(
     ("reference", "parts"),
     [
-        ("gruu", ["no such model: gruu: give a cell of the last run (rnn, gru, lstm), a run id, or models:/"]),
+        ("gruu", ["no such model: gruu: give a cell of the last run (rnn, gru, lstm, ngram), a run id, or models:/"]),
         ("models:/nobody@champion", ["no such model: models:/nobody@champion"]),
     ],
 )
