@@ -15,9 +15,12 @@ from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
 from rnnlm_core.errors import Diverged, ResourceError
 from rnnlm_core.model import LanguageModel
+from rnnlm_core.outcomes import Epoch
 from rnnlm_core.precision import ready
+from rnnlm_core.snapshot import restore, take_snapshot
 from rnnlm_core.store import Store
-from rnnlm_core.train import Epoch, _Training, fit
+from rnnlm_core.train import fit
+from rnnlm_core.trainer import Trainer
 
 V = 11
 MODEL = ModelConfig(hidden_size=8)
@@ -49,18 +52,18 @@ double = pytest.mark.usefixtures("_double")
 
 def training(
     in_place: bool, cell: str = "gru", model: ModelConfig = MODEL, config: TrainConfig = CONFIG, **more: Any
-) -> _Training:
+) -> Trainer:
     torch.manual_seed(config.seed)
-    return _Training(cell, V, TRAIN, VALID, model, config, CPU, in_place=in_place, **more)
+    return Trainer(cell, V, TRAIN, VALID, model, config, CPU, in_place=in_place, **more)
 
 
-def epochs(made: _Training, number: int = 3, before_update: Callable[[], None] = lambda: None) -> list[Epoch]:
+def epochs(made: Trainer, number: int = 3, before_update: Callable[[], None] = lambda: None) -> list[Epoch]:
     """Train that many epochs, whatever the config says."""
     torch.manual_seed(7)  # of the dropout
     return [made.run_epoch(before_update) for _ in range(number)]
 
 
-def assert_close(ours: _Training, theirs: _Training, tolerance: float) -> None:
+def assert_close(ours: Trainer, theirs: Trainer, tolerance: float) -> None:
     assert len(ours.history) == len(theirs.history)
     for one, other in zip(ours.history, theirs.history, strict=True):
         for figure in ("train_loss", "valid_loss", "learning_rate", "gradient_norm"):
@@ -126,8 +129,8 @@ def test_nothing_that_an_update_touches_moves() -> None:
 
     before = addresses()
     epochs(made, 2)
-    snapshot = made.snapshot()
-    made.restore(Snapshot({k: v.clone() for k, v in snapshot.tensors.items()}, snapshot.facts))
+    snapshot = take_snapshot(made)
+    restore(made, Snapshot({k: v.clone() for k, v in snapshot.tensors.items()}, snapshot.facts))
     epochs(made, 1)
     assert addresses() == before
     assert made.optimizer.param_groups[0]["lr"] is made.updates.buffers.rate
@@ -212,7 +215,7 @@ def test_a_training_in_place_goes_on_from_between_any_two_updates(optimizer: str
     checkpoints, taken = Checkpoints(store, "key"), []
 
     def keep() -> None:
-        checkpoints.save(whole.snapshot())
+        checkpoints.save(take_snapshot(whole))
         snapshot, _ = checkpoints.load()
         taken.append(snapshot)
 
@@ -220,7 +223,7 @@ def test_a_training_in_place_goes_on_from_between_any_two_updates(optimizer: str
     assert len(taken) == 8
     for snapshot in taken:
         resumed = training(True, "lstm", DEEP, config)
-        resumed.restore(snapshot)
+        restore(resumed, snapshot)
         while len(resumed.history) < 2:
             resumed.run_epoch(lambda: None)
         assert_close(resumed, whole, 0.0)
@@ -237,12 +240,12 @@ def test_a_training_goes_on_from_the_plain_loop_and_back(optimizer: str, to_in_p
     taken: list[Snapshot] = []
 
     def keep() -> None:
-        taken.append(first.snapshot())
+        taken.append(take_snapshot(first))
         taken[-1].tensors.update({k: v.clone() for k, v in taken[-1].tensors.items()})
 
     epochs(first, 2, keep)
     second = training(to_in_place, config=config)
-    second.restore(taken[3])
+    restore(second, taken[3])
     while len(second.history) < 2:
         second.run_epoch(lambda: None)
     assert_close(second, whole, 1e-12)
@@ -251,7 +254,7 @@ def test_a_training_goes_on_from_the_plain_loop_and_back(optimizer: str, to_in_p
 # A loss that is scaled
 
 
-def scaled(start: float, **changes: Any) -> _Training:
+def scaled(start: float, **changes: Any) -> Trainer:
     made = training(True, config=replace(CONFIG, **changes))
     made.scaler = ready(torch.amp.GradScaler("cpu", init_scale=start, growth_interval=1000), CPU)
     assert made.updates is not None
@@ -290,9 +293,9 @@ def test_an_update_that_cannot_be_held_is_left_out_and_the_scale_lowered() -> No
 def test_the_scale_goes_on_where_it_was() -> None:
     made = scaled(4096.0)
     epochs(made, 1)
-    snapshot = made.snapshot()
+    snapshot = take_snapshot(made)
     other = scaled(2.0)
-    other.restore(snapshot)
+    restore(other, snapshot)
     assert other.scaler is not None
     assert made.scaler is not None
     assert other.scaler.state_dict() == made.scaler.state_dict()
@@ -448,7 +451,7 @@ def test_a_gpu_gives_what_the_cpu_gives(cell: str) -> None:
 @on_a_gpu
 @every_cell
 def test_an_epoch_on_a_gpu_waits_for_nothing(cell: str) -> None:
-    made = _Training(cell, V, TRAIN.cuda(), None, DEEP, GPU, torch.device("cuda"))
+    made = Trainer(cell, V, TRAIN.cuda(), None, DEEP, GPU, torch.device("cuda"))
     made.run_epoch(lambda: None)
     assert made.updates is not None
     assert made.updates.graph is not None

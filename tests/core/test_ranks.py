@@ -26,7 +26,8 @@ import torch
 from rnnlm_core.checkpoint import Snapshot
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.ranks import joined
-from rnnlm_core.train import _Training
+from rnnlm_core.snapshot import take_snapshot
+from rnnlm_core.trainer import Trainer
 
 torch.set_num_threads(1)
 cases, folder = json.loads(sys.argv[1]), sys.argv[2]
@@ -41,14 +42,14 @@ def digest(tensors):
 def trained(case, ranks):
     config = TrainConfig(**case["train"], processes=ranks.size)
     torch.manual_seed(config.seed)
-    training = _Training(case["cell"], 12, ids(400, 1), ids(100, 2), ModelConfig(**case["model"]), config,
-                         torch.device("cpu"), ranks)
+    training = Trainer(case["cell"], 12, ids(400, 1), ids(100, 2), ModelConfig(**case["model"]), config,
+                       torch.device("cpu"), ranks)
     kept, snapshots = [], []
     def look():
         if len(kept) <= len(training.history):
             kept.append(training.place.losses)
         if training.place.updates == 1 and not snapshots:
-            snapshots.append(training.snapshot())
+            snapshots.append(take_snapshot(training))
     while len(training.history) < config.epochs:
         training.run_epoch(look)
     (early,) = snapshots
@@ -59,7 +60,7 @@ def trained(case, ranks):
         "valid": [epoch.valid_loss for epoch in training.history],
         "norms": [epoch.gradient_norm for epoch in training.history],
         "weights": digest(training.model.weights().values()),
-        "best": digest(training.result().model.weights().values()),
+        "best": digest(training.keep_best().weights().values()),
         "state": [t.flatten().tolist() for name, t in sorted(early.tensors.items()) if name.startswith("place.state")],
         "packed": same and packed.facts == early.facts,
     }
