@@ -1,5 +1,6 @@
 """What a training must keep to go on to the same bits: taken from a trainer between two updates, put back into one."""
 
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from rnnlm_core.outcomes import Epoch
 from rnnlm_core.ranks import Ranks
 from rnnlm_core.recurrence import settled
 from rnnlm_core.trainer import Place, Trainer
+from rnnlm_core.weight_average import WeightAverage
 
 
 def take_snapshot(trainer: Trainer) -> Snapshot:
@@ -28,6 +30,8 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
         raise trainer.diverged(step, "weights that are not finite")
     tensors = {f"model.{k}": v for k, v in trainer.model.weights().items()}
     tensors |= {f"best.{k}": v for k, v in trainer.best_weights.items()}
+    if trainer.average is not None:
+        tensors |= {f"average.{k}": v for k, v in trainer.average.means.items()}
     for index, values in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items() if v is not None}
     tensors["random.data"] = place.data_random if place else trainer.generator.get_state()
@@ -38,6 +42,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
         "recurrence": settled(trainer.device),
         "loss_scale": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "best_epoch": trainer.best_epoch,
+        "averaged_updates": None if trainer.average is None else trainer.average.num_updates,
         "history": [asdict(epoch) for epoch in trainer.history],
         "place": None,
     }
@@ -57,7 +62,7 @@ def take_snapshot(trainer: Trainer) -> Snapshot:
 
 def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     """Bring a trainer back to where a snapshot was taken, exactly."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}, "place": {}}
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in snapshot.tensors.items():
         group, _, rest = name.partition(".")
         groups[group][rest] = tensor
@@ -66,6 +71,9 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     _restore_moments(trainer, groups["optimizer"])
     if trainer.scaler is not None:
         trainer.scaler.load_state_dict(snapshot.facts["loss_scale"])
+    if (averaged := snapshot.facts.get("averaged_updates")) is not None:
+        trainer.average = WeightAverage(trainer.model)
+        trainer.average.restore(groups["average"], averaged)
     random = groups["random"]
     trainer.generator.set_state(random["data"])
     torch.set_rng_state(_own(trainer.ranks, random["cpu"]))

@@ -216,6 +216,11 @@ def _check_length(num_tokens: int, config: TrainConfig, warn: Callable[[str], No
             f"the training ends before its warm-up: {config.epochs * updates} updates, "
             f"train.warmup_steps {config.warmup_steps}: train.learning_rate is never reached"
         )
+    if config.optimizer == "nt-asgd" and config.epochs < config.non_monotone + 3:
+        warn(
+            f"the training ends before its weights can be averaged: {config.epochs} epochs, "
+            f"train.non_monotone {config.non_monotone}: it is plain sgd"
+        )
 
 
 def _warn_of_device(
@@ -230,6 +235,8 @@ def _warn_of_device(
         _warn_of_slowness(warn)
         if config.cuda_graph == "off":
             warn("`train.cuda_graph` has no effect on the cpu: off")
+    elif config.bptt == "random":
+        warn("slower than it could be, without a CUDA graph: with train.bptt=random minibatches differ in length")
     for reason in slowness(cell, input_size, model, config, device):
         warn(reason)
 

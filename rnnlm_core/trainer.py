@@ -11,12 +11,14 @@ before they are clipped, so the mathematics is that of one process; each rank ca
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from rnnlm_core.activation_regularization import activation_regularization
 from rnnlm_core.cells import State
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.cuda_graph import Buffers, Updates
@@ -26,10 +28,11 @@ from rnnlm_core.learning_rate import learning_rate
 from rnnlm_core.model import LanguageModel, detach
 from rnnlm_core.optimizer import make_optimizer
 from rnnlm_core.outcomes import Epoch
-from rnnlm_core.partition import PARTITIONS, Minibatches
+from rnnlm_core.partition import PARTITIONS, Minibatches, random_length_batches
 from rnnlm_core.precision import loss_scaler, lowered
 from rnnlm_core.ranks import ALONE, Ranks
 from rnnlm_core.softmax import sampled_loss
+from rnnlm_core.weight_average import WeightAverage, triggers
 
 
 @dataclass
@@ -71,7 +74,8 @@ class Trainer:
         self.model = LanguageModel(cell, vocabulary_size, model_config).to(device)
         self.scaler = loss_scaler(config.precision, device)
         self.updates: Updates | None = None
-        if (device.type == "cuda" and ranks.size == 1) if in_place is None else in_place:
+        alone = device.type == "cuda" and ranks.size == 1 and config.bptt == "fixed"
+        if alone if in_place is None else in_place:
             state = self.model.initial_state(config.batch_size)
             buffers = Buffers(self.train_ids, config.batch_size, config.num_steps, config.accumulate, state)
             self.optimizer = make_optimizer(self.model, config, buffers.rate)
@@ -91,6 +95,7 @@ class Trainer:
         self.history: list[Epoch] = []
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
+        self.average: WeightAverage | None = None
         self.place: Place | None = None
 
     def out_of_patience(self) -> bool:
@@ -125,31 +130,17 @@ class Trainer:
             else:
                 self._update(place, batches, together, rates[place.updates])
             place.batches += together
-            place.num_tokens += together * config.batch_size * config.num_steps
+            place.num_tokens += config.batch_size * sum(batches.lengths[place.batches - together : place.batches])
             place.updates += 1
-        losses, norms = place.losses.double().cpu(), place.norms.double().cpu()
-        self.check_finite(losses, norms)
-        trained = time.perf_counter() - begun
-        valid_loss = self._valid_loss()
-        if valid_loss is not None and not math.isfinite(valid_loss):  # the last update left what predicts nothing
-            raise self.diverged(len(norms), f"validation loss {valid_loss}, gradient norm {float(norms[-1])}")
-        epoch = Epoch(
-            number=len(self.history) + 1,
-            epochs=config.epochs,
-            train_loss=float(losses.mean()),
-            valid_loss=valid_loss,
-            learning_rate=rates[-1],
-            gradient_norm=float(norms[torch.isfinite(norms)].mean()),  # float16 leaves out updates that are too large
-            tokens_per_second=place.num_tokens / trained,
-            seconds=time.perf_counter() - begun,
-        )
-        self._end_epoch(epoch)
-        return epoch
+            if self.average is not None:
+                self.average.add()
+        return self._end_epoch(place, batches, rates[-1], begun)
 
     def _begin_epoch(self) -> tuple[Minibatches, Place]:
         """Return the minibatches of an epoch, new or half done, and the place in it."""
         config, data_random = self.config, self.generator.get_state()
-        batches = PARTITIONS[config.partition](self.train_ids, config.batch_size, config.num_steps, self.generator)
+        draw = random_length_batches if config.bptt == "random" else PARTITIONS[config.partition]
+        batches = draw(self.train_ids, config.batch_size, config.num_steps, self.generator)
         if self.place is None:
             self.place = Place(
                 data_random,
@@ -161,14 +152,37 @@ class Trainer:
             )
         return batches.of_rows(self.rows), self.place
 
-    def _end_epoch(self, epoch: Epoch) -> None:
-        """Add an epoch to the history, and remember its weights if they are the best so far."""
+    def _end_epoch(self, place: Place, batches: Minibatches, rate: float, begun: float) -> Epoch:
+        """Measure the model, add the epoch to the history, and remember the weights if they are the best so far."""
+        losses, norms = place.losses.double().cpu(), place.norms.double().cpu()
+        self.check_finite(losses, norms)
+        trained = time.perf_counter() - begun
+        shares = torch.tensor(batches.lengths).double() / self.config.num_steps
+        with nullcontext() if self.average is None else self.average.in_use():
+            valid_loss = self._valid_loss()
+            if valid_loss is not None and not math.isfinite(valid_loss):  # the last update left what predicts nothing
+                raise self.diverged(len(norms), f"validation loss {valid_loss}, gradient norm {float(norms[-1])}")
+            best = self.history[self.best_epoch - 1].valid_loss if self.best_epoch else None
+            if valid_loss is None or best is None or valid_loss < best:
+                self.best_epoch = len(self.history) + 1
+                self.best_weights = {name: t.detach().clone() for name, t in self.model.weights().items()}
+        epoch = Epoch(
+            number=len(self.history) + 1,
+            epochs=self.config.epochs,
+            train_loss=float((losses * shares).sum() / shares.sum()),
+            valid_loss=valid_loss,
+            learning_rate=rate,
+            gradient_norm=float(norms[torch.isfinite(norms)].mean()),  # float16 leaves out updates that are too large
+            tokens_per_second=place.num_tokens / trained,
+            seconds=time.perf_counter() - begun,
+        )
         self.place = None
         self.history.append(epoch)
-        best = self.history[self.best_epoch - 1].valid_loss if self.best_epoch else None
-        if epoch.valid_loss is None or best is None or epoch.valid_loss < best:
-            self.best_epoch = epoch.number
-            self.best_weights = {name: t.detach().clone() for name, t in self.model.weights().items()}
+        if self.config.optimizer == "nt-asgd" and self.average is None:
+            measured = [one.valid_loss for one in self.history if one.valid_loss is not None]
+            if triggers(measured, self.config.non_monotone):
+                self.average = WeightAverage(self.model)
+        return epoch
 
     def initial_state(self) -> list[State]:
         """Return the zero state of the rows of this rank."""
@@ -184,8 +198,9 @@ class Trainer:
         return float(told)
 
     def _update(self, place: Place, batches: Minibatches, together: int, rate: float) -> None:
-        """Do one update with the next `together` minibatches, at a learning rate."""
-        for number in range(place.batches, place.batches + together):
+        """Do one update with the next `together` minibatches, at a learning rate for those of `num_steps`."""
+        numbers = range(place.batches, place.batches + together)
+        for number in numbers:
             x, y = batches[number]
             if self.config.partition == "random":
                 place.state = self.initial_state()
@@ -196,8 +211,9 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
             self.ranks.add_up([*gradients, place.losses[place.batches : place.batches + together]])
+        tokens = sum(batches.lengths[number] for number in numbers) / together
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * (tokens / self.config.num_steps)
         place.norms[place.updates] = self._step()
 
     def _add_gradients(self, x: Tensor, y: Tensor, state: list[State], together: int) -> tuple[Tensor, list[State]]:
@@ -206,20 +222,26 @@ class Trainer:
         Of the rows of this rank: their share of both.
         """
         scale = (self.config.num_steps if self.config.loss == "steps" else 1) / together
+        own = scale * (len(x) / self.config.batch_size)
+        alpha, beta = self.config.activation_regularization, self.config.temporal_activation_regularization
         with lowered(self.config.precision, self.device):
-            loss, after = self._loss(x, y, state, scale * (len(x) / self.config.batch_size))
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            outputs, after = self.model.last_outputs(x, state)
+            dropped = self.model.dropout_output(outputs)
+            loss = self._loss(dropped, y, own)
+            differentiated = loss
+            if alpha or beta:
+                differentiated = loss + own * activation_regularization(outputs, dropped, alpha, beta)
+        (differentiated if self.scaler is None else self.scaler.scale(differentiated)).backward()  # type: ignore[no-untyped-call]
         return loss.detach() / scale, after
 
-    def _loss(self, x: Tensor, y: Tensor, state: list[State], scale: float) -> tuple[Tensor, list[State]]:
-        """Return `scale` times the mean loss of a minibatch, and the state after it."""
-        hidden, after = self.model.hidden_states(x, state)
+    def _loss(self, hidden: Tensor, y: Tensor, scale: float) -> Tensor:
+        """Return `scale` times the mean cross-entropy of the tokens `y` (batch, steps) after hidden states."""
         states, targets, samples = hidden.flatten(0, 1), y.t().reshape(-1), self.config.softmax_samples
         if not samples:
-            return self.model.loss(states, targets, scale), after
+            return self.model.loss(states, targets, scale)
         output = self.model.output
-        assert isinstance(output, nn.Linear), "an adaptive softmax is not sampled: a rule of the config"
-        return sampled_loss(states, output.weight, output.bias, targets, samples) * scale, after
+        assert isinstance(output, nn.Linear), "nothing but a full softmax is sampled: a rule of the config"
+        return sampled_loss(states, output.weight, output.bias, targets, samples) * scale
 
     def _step(self) -> Tensor:
         """Clip the gradients, move the weights, drop the gradients; return their norm before clipping."""

@@ -26,6 +26,10 @@ V = 11
 MODEL = ModelConfig(hidden_size=8)
 DEEP = ModelConfig(hidden_size=8, num_layers=2, embedding_size=5, dropout=0.3)
 TIED = ModelConfig(hidden_size=8, embedding_size=8, tie_weights=True, implementation="scratch")
+MASKED = ModelConfig(
+    hidden_size=8, num_layers=2, embedding_size=5, tie_weights=True, dropout=0.3, variational_dropout=True,
+    dropout_embedding=0.2, weight_drop=0.4,
+)  # fmt: skip
 CONFIG = TrainConfig(epochs=3, batch_size=4, num_steps=5, seed=3, learning_rate=0.02, device="cpu")
 CPU = torch.device("cpu")
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -91,6 +95,12 @@ SETTINGS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "cosine after a warm-up": (MODEL, {"schedule": "cosine", "warmup_steps": 5, "accumulate": 2}),
     "plateau": (MODEL, {"schedule": "plateau", "decay": 4.0, "learning_rate": 0.05}),
     "loss of the steps": (DEEP, {"loss": "steps", "clip_norm": 2.0}),
+    "masks of a minibatch": (MASKED, {"accumulate": 2}),
+    "activation regularisation": (
+        DEEP,
+        {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0, "loss": "steps"},
+    ),
+    "mixture, sizes apart": (replace(MASKED, mixture=3), {}),
 }
 
 
@@ -106,6 +116,20 @@ def test_updates_in_place_are_those_of_the_plain_loop(cell: str, name: str, part
     epochs(theirs)
     assert_close(ours, theirs, 1e-12)
     assert theirs.history[0].train_loss != theirs.history[1].train_loss
+
+
+@double
+def test_averages_of_updates_in_place_are_those_of_the_plain_loop() -> None:
+    config = replace(CONFIG, optimizer="nt-asgd", non_monotone=1, learning_rate=6.0, accumulate=2)
+    ours, theirs = (training(in_place, "lstm", MODEL, config) for in_place in (True, False))
+    epochs(ours, 7)
+    epochs(theirs, 7)
+    assert_close(ours, theirs, 1e-9)
+    assert ours.average is not None
+    assert theirs.average is not None
+    assert ours.average.num_updates == theirs.average.num_updates >= 4
+    for name, mean in theirs.average.means.items():
+        torch.testing.assert_close(ours.average.means[name], mean, rtol=1e-9, atol=1e-9)
 
 
 @every_cell
@@ -136,9 +160,11 @@ def test_nothing_that_an_update_touches_moves() -> None:
     assert made.optimizer.param_groups[0]["lr"] is made.updates.buffers.rate
 
 
-def test_an_update_asks_the_device_for_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [DEEP, MASKED, replace(MASKED, mixture=3)], ids=["deep", "masked", "mixture"])
+def test_an_update_asks_the_device_for_no_value(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever becomes a number of Python's would make the host wait, and fail the capture."""
-    made = training(True, "lstm", DEEP, replace(CONFIG, accumulate=2))
+    regularised = {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0}
+    made = training(True, "lstm", model, replace(CONFIG, accumulate=2, **regularised))
     epochs(made, 1)
     assert made.updates is not None
     monkeypatch.setattr("rnnlm_core.recurrence.settled", lambda _: "torch")  # what a GPU runs
