@@ -32,6 +32,8 @@ LINE_KEEPING = ("none", "nfc", "d2l-lines")
 SPLITS = ("train", "valid", "test")
 PLACE = ("train.device", "train.cuda_graph")
 """Keys that say where and how a training is done, and nothing of what it is."""
+SHORTEST_BPTT = 5
+"""The least of the lengths that `train.bptt=random` draws."""
 LONGEST_PREFIX = 10_000
 """Characters of a text to continue: the state is warmed up on all of them."""
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
@@ -114,10 +116,25 @@ class ModelConfig:
     """0 = the book's one-hot input (its product with the input weights is done as a row gather)."""
     dropout: float = _option(0.0, at_least=0.0, below=1.0)
     """On the non-recurrent connections: after the embedding, between layers, before the output (Zaremba 2014)."""
+    dropout_input: float = _option(0.0, at_least=0.0, below=1.0)
+    """Of the embedding's output; 0 = `dropout`."""
+    dropout_hidden: float = _option(0.0, at_least=0.0, below=1.0)
+    """Between layers; 0 = `dropout`."""
+    dropout_output: float = _option(0.0, at_least=0.0, below=1.0)
+    """Of the last layer's output; 0 = `dropout`."""
+    variational_dropout: bool = False
+    """In those three places one mask for all steps of a minibatch, not one per step (Gal and Ghahramani 2016)."""
+    dropout_embedding: float = _option(0.0, at_least=0.0, below=1.0)
+    """Of whole rows of the embedding: a token is dropped wherever the minibatch has it (Gal and Ghahramani 2016)."""
+    weight_drop: float = _option(0.0, at_least=0.0, below=1.0)
+    """Of the recurrent weights, drawn once a minibatch (DropConnect, Wan et al. 2013; Merity et al. 2017)."""
     tie_weights: bool = False
-    """The output shares the embedding's weights (Press and Wolf 2017)."""
+    """The output shares the embedding's weights (Press and Wolf 2017): the last layer has `embedding_size` units, or
+    the latent states of a `mixture`."""
     softmax: Literal["full", "adaptive"] = "full"
     """The output layer: `adaptive` spends little on rare tokens (Grave et al. 2017), for large vocabularies."""
+    mixture: int = _option(0, at_least=0, at_most=1000)
+    """Softmaxes that the output layer mixes, 2 or more (Yang et al. 2018); 0 = one softmax, nothing mixed."""
     bidirectional: bool = False
     """Refused: the backward direction reads the token to be predicted. `rnnlm_core.encoder` has the encoder."""
     init: Literal["auto", "torch", "book", "uniform"] = "auto"
@@ -129,6 +146,12 @@ class ModelConfig:
     """Tokens of the longest n-grams that the cell `ngram` counts: it predicts from one token less."""
     discounts: Literal["modified", "single"] = "modified"
     """Of the cell `ngram`: three of each order (Chen and Goodman 1998), or one (Kneser and Ney 1995)."""
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Units of each layer: what the output layer multiplies with the embedding must be as wide as it."""
+        tied = self.embedding_size if self.tie_weights and not self.mixture else 0
+        return (self.hidden_size,) * (self.num_layers - 1) + (tied or self.hidden_size,)
 
     def for_cell(self, cell: str) -> "ModelConfig":
         """Return what of the config one cell depends on: the place of the reset gate, settled, for the GRU alone."""
@@ -151,10 +174,17 @@ class TrainConfig:
     """Subsequences side by side in a minibatch."""
     num_steps: int = _option(35, at_least=1)
     """Length of truncated back-propagation through time, in tokens."""
+    bptt: Literal["fixed", "random"] = "fixed"
+    """`random` draws a length per minibatch: normal around `num_steps`, or around its half one time of twenty, with a
+    deviation of 5 and 5 at least; the learning rate is scaled by length / `num_steps` (Merity et al. 2017)."""
     partition: Literal["sequential", "random"] = "sequential"
     """`sequential` carries the state from minibatch to minibatch; `random` shuffles subsequences and resets it."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    """The rule that turns gradients into updates."""
+    optimizer: Literal["sgd", "adam", "adamw", "nt-asgd"] = "adamw"
+    """The rule that turns gradients into updates. `nt-asgd` is `sgd` that averages its weights as soon as the
+    validation loss is no longer lowered; then the averages are measured and kept (Merity et al. 2017)."""
+    non_monotone: int = _option(5, at_least=1)
+    """n of `nt-asgd`: averaging begins after the first epoch whose validation loss is above the lowest of all but the
+    last n epochs before it."""
     learning_rate: float = _option(3e-3, above=0.0, at_most=1e6)
     """What the schedule starts from."""
     momentum: float = _option(0.0, at_least=0.0, below=1.0)
@@ -183,6 +213,11 @@ class TrainConfig:
     training loss is then an estimate, too small; validation and test are measured with the full softmax."""
     clip_norm: float = _option(1.0, at_least=0.0)
     """Largest global gradient norm; 0 = no clipping."""
+    activation_regularization: float = _option(0.0, at_least=0.0, at_most=1e6)
+    """α: times the mean square of the last layer's outputs after dropout, added to what is differentiated (AR, Merity
+    et al. 2017)."""
+    temporal_activation_regularization: float = _option(0.0, at_least=0.0, at_most=1e6)
+    """β: times the mean square of their differences from step to step, before dropout (TAR)."""
     seed: int = _option(0, at_least=0, at_most=2**32 - 1)
     """Of the first weights, the partition and the dropout."""
     device: str = "auto"
@@ -532,6 +567,8 @@ def _split_rules(config: RunConfig) -> Iterator[str]:
             yield f"`train.patience` needs a validation split (corpus.split={split}). Got {config.train.patience}"
         if config.train.schedule == "plateau":
             yield f"`train.schedule` plateau needs a validation split. Got corpus.split={split}"
+        if config.train.optimizer == "nt-asgd":
+            yield f"`train.optimizer` nt-asgd needs a validation split. Got corpus.split={split}"
     if config.corpus.max_chars and split == "given":
         yield f"`corpus.max_chars` needs a corpus in one file, not split=given. Got {config.corpus.max_chars}"
 
@@ -555,17 +592,27 @@ def _model_rules(model: ModelConfig) -> Iterator[str]:
             "`model.reset_gate` before needs `model.implementation` scratch: torch.nn.GRU applies it after the "
             "product. Got concise"
         )
-    if model.tie_weights and model.embedding_size != model.hidden_size:
-        yield (
-            f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size ({model.hidden_size}). "
-            f"Got {model.embedding_size}"
-        )
+    yield from _tying_rules(model)
+    if model.mixture == 1:
+        yield "`model.mixture` must be 0 (nothing mixed) or at least 2. Got 1"
     if model.softmax == "adaptive" and model.hidden_size < 16:
         yield (
             "`model.hidden_size` must be at least 16 with model.softmax=adaptive: its second tail has a sixteenth. "
             f"Got {model.hidden_size}"
         )
-    if model.tie_weights and model.softmax == "adaptive":
+
+
+def _tying_rules(model: ModelConfig) -> Iterator[str]:
+    if not model.tie_weights:
+        return
+    if not model.embedding_size:
+        yield "`model.tie_weights` needs an embedding: set model.embedding_size. Got 0"
+    elif model.num_layers == 1 and model.layer_sizes != (model.hidden_size,):
+        yield (
+            "`model.tie_weights` with one layer needs model.embedding_size equal to model.hidden_size "
+            f"({model.hidden_size}). Got {model.embedding_size}"
+        )
+    if model.softmax == "adaptive":
         yield "`model.softmax` must be full with model.tie_weights: its tails have fewer units. Got adaptive"
 
 
@@ -577,6 +624,11 @@ def _train_rules(config: RunConfig) -> Iterator[str]:
         yield f"`train.precision` must be float32 or bfloat16 on the cpu. Got {config.train.precision}"
     if device.startswith("cuda:") and config.train.processes > 1:
         yield f"`train.device` must be cuda with train.processes={config.train.processes}: one GPU each. Got {device}"
+    if config.train.bptt == "random" and config.train.num_steps < SHORTEST_BPTT:
+        yield (
+            f"`train.num_steps` must be at least {SHORTEST_BPTT} with train.bptt=random, which draws none below. "
+            f"Got {config.train.num_steps}"
+        )
     if config.train.processes > max(1, config.train.batch_size):
         yield (
             f"`train.processes` must be at most train.batch_size ({config.train.batch_size}): each takes rows. "
@@ -601,6 +653,7 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     level, schedule, drawn = values["tokenizer.level"], values["train.schedule"], values["generate.temperature"] > 0
     beam = values["generate.beam"] > 1
     conditions = {
+        **_dropout_conditions(values),
         "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
         "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
@@ -610,15 +663,19 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
         "model.discounts": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
         "model.init_range": (values["model.init"] == "uniform", "without model.init=uniform"),
         "train.momentum": (values["train.optimizer"] == "sgd", "without train.optimizer=sgd"),
+        "train.non_monotone": (values["train.optimizer"] == "nt-asgd", "without train.optimizer=nt-asgd"),
+        "train.bptt": (values["train.partition"] == "sequential", "with train.partition=random: use sequential"),
+        "train.temporal_activation_regularization": (values["train.num_steps"] > 1, "with train.num_steps=1"),
         "train.decay": (
             schedule in ("step", "plateau"),
             f"with schedule {schedule}: use step or plateau",
         ),
-        "train.softmax_samples": (values["model.softmax"] == "full", "with model.softmax=adaptive: use one of the two"),
-        "train.cuda_graph": (
-            values["train.device"] != "cpu" and values["train.processes"] == 1,
-            "with train.device=cpu" if values["train.device"] == "cpu" else "with several train.processes",
+        "model.mixture": (values["model.softmax"] == "full", "with model.softmax=adaptive: use one of the two"),
+        "train.softmax_samples": (
+            values["model.softmax"] == "full" and not values["model.mixture"],
+            f"with model.{'mixture' if values['model.mixture'] else 'softmax=adaptive'}: use one of the two",
         ),
+        "train.cuda_graph": (not (uncaptured := _why_not_captured(values)), uncaptured),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
@@ -632,3 +689,26 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     if set(values["cells"]) == {NGRAM}:
         conditions |= {key: (False, f"on the cell {NGRAM} alone") for key in values if not concerns(NGRAM, key)}
     return conditions
+
+
+def _why_not_captured(values: Mapping[str, Any]) -> str:
+    """Return why no update of a training is captured as a CUDA graph, "" if it may be."""
+    if values["train.device"] == "cpu":
+        return "with train.device=cpu"
+    if values["train.processes"] > 1:
+        return "with several train.processes"
+    return "with train.bptt=random: minibatches differ in length" if values["train.bptt"] == "random" else ""
+
+
+def _dropout_conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+    embedded, deep = values["model.embedding_size"] > 0, values["model.num_layers"] > 1
+    own = [values["model.dropout_output"]]
+    own += [values["model.dropout_input"]] * embedded + [values["model.dropout_hidden"]] * deep
+    without_embedding = "without an embedding: set model.embedding_size"
+    return {
+        "model.dropout": (not all(own), "where each place has a dropout of its own"),
+        "model.dropout_input": (embedded, without_embedding),
+        "model.dropout_hidden": (deep, "with one layer"),
+        "model.dropout_embedding": (embedded, without_embedding),
+        "model.variational_dropout": (bool(values["model.dropout"] or any(own)), "without dropout"),
+    }

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from rnnlm_core import cores
 from rnnlm_core.cells import State
 from rnnlm_core.config import NGRAM, ModelConfig
+from rnnlm_core.dropout import VariationalDropout, drop_rows
 from rnnlm_core.errors import DataError, IntegrityError, ResourceError, RnnlmError
 from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
 from rnnlm_core.ngram import NgramModel, described, line_end, read_ngrams, write_ngrams
@@ -25,7 +26,7 @@ from rnnlm_core.normalize import NORMALIZERS
 from rnnlm_core.output_loss import output_loss
 from rnnlm_core.recurrence import FEWEST_ROWS, Kind, recur, settled
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
-from rnnlm_core.softmax import FEWEST_TOKENS, AdaptiveSoftmax
+from rnnlm_core.softmax import FEWEST_TOKENS, AdaptiveSoftmax, MixtureOfSoftmaxes
 from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
@@ -45,7 +46,7 @@ _LAYERS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 
 
 class LanguageModel(nn.Module):
-    """A stack of recurrent layers of one kind between an embedding (or one-hot rows) and a linear output.
+    """A stack of recurrent layers of one kind between an embedding (or one-hot rows) and an output layer.
 
     Args:
         cell: `rnn`, `gru` or `lstm`.
@@ -58,33 +59,45 @@ class LanguageModel(nn.Module):
         self.cell, self.config = cell, config.for_cell(cell)
         width = config.embedding_size or vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, width) if config.embedding_size else None
-        sizes = [width] + [config.hidden_size] * (config.num_layers - 1)
-        self.layers = nn.ModuleList(self._layer(i, size) for i, size in enumerate(sizes))
-        self.dropout = nn.Dropout(config.dropout)
+        sizes = self.config.layer_sizes
+        shapes = zip((width, *sizes[:-1]), sizes, strict=True)
+        self.layers = nn.ModuleList(self._layer(i, *shape) for i, shape in enumerate(shapes))
+        self.dropout_input = self._dropout(config.dropout_input)
+        self.dropout_hidden = self._dropout(config.dropout_hidden)
+        self.dropout_output = self._dropout(config.dropout_output)
         self.vocabulary_size = vocabulary_size
-        self.output: nn.Linear | AdaptiveSoftmax
-        if config.softmax == "adaptive":
-            if vocabulary_size < FEWEST_TOKENS:
-                what = f"`model.softmax` adaptive needs at least {FEWEST_TOKENS:,} different tokens"
-                raise DataError(what, f"{vocabulary_size:,}", "use model.softmax=full")
-            self.output = AdaptiveSoftmax(config.hidden_size, vocabulary_size)
-        else:
-            self.output = nn.Linear(config.hidden_size, vocabulary_size)
-        if config.tie_weights and self.embedding is not None and isinstance(self.output, nn.Linear):
+        self.output = self._output_layer()
+        if config.tie_weights and self.embedding is not None and not isinstance(self.output, AdaptiveSoftmax):
             # The first weights are the output's: those of an embedding, N(0, 1), would make far too large logits.
             self.embedding.weight = self.output.weight
         self._initialize()
 
-    def _layer(self, i: int, input_size: int) -> nn.Module:
+    def _layer(self, i: int, input_size: int, hidden_size: int) -> nn.Module:
         if self.config.implementation == "scratch":
-            return ScratchLayer(self.cell, input_size, self.config.hidden_size, self.config.reset_gate)
-        layer = _LAYERS[self.cell](input_size, self.config.hidden_size)
+            return ScratchLayer(self.cell, input_size, hidden_size, self.config.reset_gate)
+        layer = _LAYERS[self.cell](input_size, hidden_size)
         # Laid out as products read them, and a token's row in one place: the shapes stay those of `torch.nn`.
         names = ["weight_hh_l0"] if i or self.config.embedding_size else ["weight_ih_l0", "weight_hh_l0"]
         for name in names:
             weights = cast(Tensor, getattr(layer, name)).detach()
             setattr(layer, name, nn.Parameter(weights.t().contiguous().t()))
         return layer
+
+    def _dropout(self, own: float) -> nn.Dropout:
+        p = own or self.config.dropout
+        return VariationalDropout(p) if self.config.variational_dropout else nn.Dropout(p)
+
+    def _output_layer(self) -> nn.Linear | AdaptiveSoftmax | MixtureOfSoftmaxes:
+        config, size, width = self.config, self.vocabulary_size, self.config.layer_sizes[-1]
+        if config.softmax == "adaptive":
+            if size < FEWEST_TOKENS:
+                what = f"`model.softmax` adaptive needs at least {FEWEST_TOKENS:,} different tokens"
+                raise DataError(what, f"{size:,}", "use model.softmax=full")
+            return AdaptiveSoftmax(width, size)
+        if config.mixture:
+            tied = config.embedding_size if config.tie_weights else 0
+            return MixtureOfSoftmaxes(width, tied or width, size, config.mixture)
+        return nn.Linear(width, size)
 
     def _initialize(self) -> None:
         """Draw the first weights anew, unless they are those that the layers of `torch.nn` draw themselves."""
@@ -128,14 +141,14 @@ class LanguageModel(nn.Module):
 
     def loss(self, hidden: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         """Return `scale` times the mean loss, in nats, of targets (tokens) after hidden states (tokens, hidden)."""
-        if isinstance(self.output, AdaptiveSoftmax):
-            return self.output.loss(hidden, targets) * scale
-        return output_loss(hidden, self.output.weight, self.output.bias, targets, scale)
+        if isinstance(self.output, nn.Linear):
+            return output_loss(hidden, self.output.weight, self.output.bias, targets, scale)
+        return self.output.loss(hidden, targets) * scale
 
     def initial_state(self, batch_size: int) -> list[State]:
         """Return the zero state of every layer."""
-        zeros = next(self.parameters()).new_zeros(batch_size, self.config.hidden_size)
-        return [(zeros,) * (2 if self.cell == "lstm" else 1) for _ in self.layers]
+        like, parts = next(self.parameters()), 2 if self.cell == "lstm" else 1
+        return [(like.new_zeros(batch_size, size),) * parts for size in self.config.layer_sizes]
 
     def forward(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
         """Return the logits after each token, and the state after the last.
@@ -145,7 +158,8 @@ class LanguageModel(nn.Module):
             state: what `initial_state` or the call before returned.
 
         Returns:
-            logits of shape (batch, steps, vocabulary), in memory step after step, and one state per layer.
+            logits of shape (batch, steps, vocabulary), in memory step after step, and one state per layer. Those of a
+            mixture of softmaxes, and of an adaptive one, are log-probabilities.
         """
         outputs, after = self.hidden_states(ids, state)
         logits: Tensor = self.output(outputs)
@@ -160,31 +174,50 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(logits[0], ids[1:].long(), reduction="none"), after
 
     def hidden_states(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
-        """Return what the output layer sees, (steps, batch, hidden), and the state; the arguments as in `forward`."""
+        """Return what the output layer sees, (steps, batch, units), and the state; the arguments as in `forward`."""
+        outputs, after = self.last_outputs(ids, state)
+        return self.dropout_output(outputs), after
+
+    def last_outputs(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """Return the outputs of the last layer before dropout, (steps, batch, units), and the state."""
         steps = ids.t().int()
-        outputs = steps if self.embedding is None else self.dropout(self.embedding(steps))
+        outputs = steps if self.embedding is None else self.dropout_input(self._embedded(self.embedding, steps))
         after = []
         for i, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
             if i:
-                outputs = self.dropout(outputs)
+                outputs = self.dropout_hidden(outputs)
             outputs, last = self._run_layer(layer, outputs, before)
             after.append(last)
-        return self.dropout(outputs), after
+        return outputs, after
+
+    def _embedded(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
+        rows: Tensor = embedding(ids)
+        p = self.config.dropout_embedding
+        return drop_rows(rows, ids, self.vocabulary_size, p) if p and self.training else rows
 
     def _run_layer(self, layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
-        """Run a layer on (steps, batch, width), or on (steps, batch) ids that stand for one-hot rows."""
+        """Run a layer on (steps, batch, width), or on (steps, batch) ids that stand for one-hot rows.
+
+        With weight drop its recurrent weights are m ⊙ W_h / (1 - p), one m for all steps (DropConnect, Wan et al. 2013;
+        Merity et al. 2017, section 2).
+        """
         if isinstance(layer, ScratchLayer):
-            result: tuple[Tensor, State] = layer(inputs, before)
+            result: tuple[Tensor, State] = layer(inputs, before, self._dropped(layer.W_h))
             return result
+        recurrent = self._dropped(layer.weight_hh_l0)
         dense = inputs.is_floating_point()
         if self._runs_in_torch_nn(layer, inputs):
             rows = inputs if dense else F.one_hot(inputs.long(), layer.input_size).to(layer.weight_ih_l0.dtype)
-            return _dense_layer(layer, rows, before)
+            return _dense_layer(layer, rows, before, recurrent)
         # The product of one-hot rows with the weights is a row look-up, exactly.
         U = layer.weight_ih_l0.t()
         table, ids = (cores.linear(inputs, U), None) if dense else (U, inputs)
-        W, b = layer.weight_hh_l0.t(), layer.bias_hh_l0
-        return recur(cast(Kind, self.cell), table, before, W, b, ids=ids, input_bias=layer.bias_ih_l0)
+        kind, b = cast(Kind, self.cell), layer.bias_hh_l0
+        return recur(kind, table, before, recurrent.t(), b, ids=ids, input_bias=layer.bias_ih_l0)
+
+    def _dropped(self, recurrent: Tensor) -> Tensor:
+        p = self.config.weight_drop
+        return F.dropout(recurrent, p) if p and self.training else recurrent
 
     def _runs_in_torch_nn(self, layer: Any, inputs: Tensor) -> bool:
         """Whether the layer of `torch.nn` is the fastest that there is: cuDNN, or oneDNN which has the LSTM alone."""
@@ -199,25 +232,31 @@ class LanguageModel(nn.Module):
         return (way == "torch" and self.cell == "lstm") or (dense and inputs.shape[0] * inputs.shape[1] < FEWEST_ROWS)
 
 
-def _dense_layer(layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
+def _dense_layer(layer: Any, inputs: Tensor, before: State, recurrent: Tensor) -> tuple[Tensor, State]:
+    """Run a layer of `torch.nn`, with these recurrent weights in the place of its own."""
     where = inputs.device.type
     if torch.is_autocast_enabled(where) and torch.get_autocast_dtype(where) == torch.bfloat16:
         # Autocast would run cuDNN's layers in float16, whatever was asked for, and no loss is scaled for that.
         with torch.autocast(where, enabled=False):
-            return _bfloat16_layer(layer, inputs, before)
+            return _with_weights(layer, inputs, before, recurrent, torch.bfloat16)
+    if recurrent is not layer.weight_hh_l0:
+        return _with_weights(layer, inputs, before, recurrent, None)
     first = tuple(part.unsqueeze(0) for part in before)
     outputs, last = layer(inputs, first if len(first) > 1 else first[0])
     last = last if isinstance(last, tuple) else (last,)
     return outputs, tuple(part.squeeze(0) for part in last)
 
 
-def _bfloat16_layer(layer: Any, inputs: Tensor, before: State) -> tuple[Tensor, State]:
-    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0]
-    flat = [weight.bfloat16() for weight in weights]
-    first = tuple(part.unsqueeze(0).bfloat16() for part in before)
+def _with_weights(
+    layer: Any, inputs: Tensor, before: State, recurrent: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, State]:
+    """Run what a layer of `torch.nn` runs, on weights that are not its own parameters; None: in the types they have."""
+    flat = [layer.weight_ih_l0, recurrent, layer.bias_ih_l0, layer.bias_hh_l0]
+    inputs, *flat = (tensor if dtype is None else tensor.to(dtype) for tensor in (inputs, *flat))
+    first = tuple(part.unsqueeze(0).to(dtype or part.dtype) for part in before)
     run: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[layer.mode]
     start = first if len(first) > 1 else first[0]
-    outputs, *last = run(inputs.bfloat16(), start, flat, True, 1, 0.0, layer.training, False, False)
+    outputs, *last = run(inputs, start, flat, True, 1, 0.0, layer.training, False, False)
     return outputs, tuple(part.squeeze(0) for part in last)
 
 

@@ -17,6 +17,7 @@ from rnnlm_core.errors import IntegrityError, ResourceError, UsageError
 from rnnlm_core.levels import BpeTokenizer
 from rnnlm_core.model import LanguageModel, SavedModel
 from rnnlm_core.scratch import ScratchLayer, torch_layout
+from rnnlm_core.softmax import MixtureOfSoftmaxes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -45,7 +46,8 @@ def export_onnx(saved: SavedModel) -> bytes:
 
     Inputs: `ids` int64 (batch, steps), `h` float32 (layers, batch, hidden), for the LSTM `c` likewise; both zero at
     the start of a text. Outputs: `logits` float32 (batch, steps, vocabulary), `h_next`, `c_next`: the next call's `h`
-    and `c`.
+    and `c`. Where the last layer has another width (tied weights), states are (1, batch, units of all layers). The
+    logits of a mixture of softmaxes are log-probabilities.
 
     Metadata, as strings: `rnnlm.tokens` (a JSON list, by id), `rnnlm.tokenizer` (JSON: level and eos),
     `rnnlm.bpe` (of level bpe: the description that the library `tokenizers` reads), `rnnlm.normalizer`, `rnnlm.cell`.
@@ -90,7 +92,8 @@ def check_onnx(data: bytes, saved: SavedModel) -> float:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(len(saved.vocabulary), (2, 24), generator=draw).to(model.device)
     state = model.initial_state(2)
-    held = {name: np.zeros((len(state), 2, model.config.hidden_size), np.float32) for name in _state_names(model)}
+    layers, units = _state_size(model)
+    held = {name: np.zeros((layers, 2, units), np.float32) for name in _state_names(model)}
     largest = scale = 0.0
     with torch.inference_mode():
         for part in (ids[:, :16], ids[:, 16:17], ids[:, 17:]):
@@ -117,6 +120,12 @@ def _metadata(saved: SavedModel) -> dict[str, str]:
 
 def _state_names(model: LanguageModel) -> tuple[str, ...]:
     return ("h", "c") if model.cell == "lstm" else ("h",)
+
+
+def _state_size(model: LanguageModel) -> tuple[int, int]:
+    """Return layers and units of the state: one above the other, or side by side where their widths differ."""
+    sizes = model.config.layer_sizes
+    return (len(sizes), sizes[0]) if len(set(sizes)) == 1 else (1, sum(sizes))
 
 
 class _Graph:
@@ -160,14 +169,41 @@ class _Graph:
             outputs, last = self._layer(i, layer, outputs, one)
             after.append(last)
         for name, parts in zip(self.states, zip(*after, strict=True), strict=True):
-            self._add("Concat", list(parts), [f"{name}_next"], axis=0)
-        output = cast(nn.Linear, model.output)  # another is refused
-        tied = model.config.tie_weights and model.embedding is not None
+            side_by_side = _state_size(model)[0] < len(model.layers)
+            self._add("Concat", list(parts), [f"{name}_next"], axis=2 if side_by_side else 0)
+        self._add("Transpose", [self._logits(outputs)], ["logits"], perm=[1, 0, 2])
+
+    def _logits(self, states: str) -> str:
+        """Add the output layer; return the name of its logits (steps, batch, vocabulary)."""
+        output = cast(nn.Linear | MixtureOfSoftmaxes, self.model.output)  # another is refused
+        tied = self.model.config.tie_weights and self.model.embedding is not None
         weight = "embedding.weight" if tied else self._keep("output.weight", output.weight)
         turned = self._add("Transpose", [weight], ["output.weight.T"], perm=[1, 0])
-        product = self._add("MatMul", [outputs, turned], ["product"])
-        biased = self._add("Add", [product, self._keep("output.bias", output.bias)], ["logits_by_step"])
-        self._add("Transpose", [biased], ["logits"], perm=[1, 0, 2])
+
+        def product(inputs: str, name: str) -> str:
+            multiplied = self._add("MatMul", [inputs, turned], ["product"])
+            return self._add("Add", [multiplied, self._keep("output.bias", output.bias)], [name])
+
+        if isinstance(output, MixtureOfSoftmaxes):
+            return self._mixed(states, product(self._latent_states(states, output), "logits_of_each"), output)
+        return product(states, "logits_by_step")
+
+    def _latent_states(self, states: str, output: MixtureOfSoftmaxes) -> str:
+        """Add the latent states, (steps, batch, softmaxes, latent)."""
+        weight = self._keep("output.latent.weight.T", output.latent.weight.t())
+        product = self._add("MatMul", [states, weight], ["latent_product"])
+        biased = self._add("Add", [product, self._keep("output.latent.bias", output.latent.bias)], ["latent_biased"])
+        shape = self._keep("latent_shape", np.array([0, 0, output.num_softmaxes, -1]))  # 0: as it is
+        return self._add("Reshape", [self._add("Tanh", [biased], ["latent_flat"]), shape], ["latent"])
+
+    def _mixed(self, states: str, logits: str, output: MixtureOfSoftmaxes) -> str:
+        """Add log Σ π_k softmax(logits_k), of logits (steps, batch, softmaxes, vocabulary)."""
+        weight = self._keep("output.prior.weight.T", output.prior.weight.t())
+        prior = self._add("LogSoftmax", [self._add("MatMul", [states, weight], ["prior"])], ["log_prior_flat"], axis=-1)
+        column = self._add("Unsqueeze", [prior, self._keep("last", np.array([-1]))], ["log_prior"])
+        each = self._add("LogSoftmax", [logits], ["log_p_of_each"], axis=-1)
+        both = self._add("Add", [column, each], ["log_p_and_prior"])
+        return self._add("ReduceLogSumExp", [both], ["logits_by_step"], axes=[2], keepdims=0)
 
     def _layer(self, i: int, layer: Any, inputs: str, one: str) -> tuple[str, list[str]]:
         """Add one layer; return the names of its outputs (steps, batch, hidden) and of its last state."""
@@ -182,14 +218,27 @@ class _Graph:
         W = self._keep(f"{prefix}.W", gates("weight_ih_l0"))
         R = self._keep(f"{prefix}.R", gates("weight_hh_l0"))
         B = self._keep(f"{prefix}.B", torch.cat([gates("bias_ih_l0"), gates("bias_hh_l0")], dim=1))
-        row = self._keep(f"{prefix}.index", np.array([i]))
-        before = [self._add("Gather", [name, row], [f"{prefix}.{name}"], axis=0) for name in self.states]
+        before = self._state_before(i, prefix)
         last = [f"{prefix}.{name}_next" for name in self.states]
         more = {"linear_before_reset": int(self.model.config.reset_gate == "after")} if cell == "gru" else {}
-        size = self.model.config.hidden_size
+        size = self.model.config.layer_sizes[i]
         self._add(_OPERATORS[cell], [inputs, W, R, B, "", *before], [f"{prefix}.all", *last], hidden_size=size, **more)
         # (steps, directions, batch, hidden): there is one direction.
         return self._add("Squeeze", [f"{prefix}.all", one], [f"{prefix}.outputs"]), last
+
+    def _state_before(self, i: int, prefix: str) -> list[str]:
+        """Add the parts of the state that are a layer's."""
+        sizes = self.model.config.layer_sizes
+        if len(sizes) == _state_size(self.model)[0]:
+            row = self._keep(f"{prefix}.index", np.array([i]))
+            return [self._add("Gather", [name, row], [f"{prefix}.{name}"], axis=0) for name in self.states]
+        begin = sum(sizes[:i])
+        cut = [
+            self._keep(f"{prefix}.begin", np.array([begin])),
+            self._keep(f"{prefix}.end", np.array([begin + sizes[i]])),
+        ]
+        along = self._keep("units", np.array([2]))
+        return [self._add("Slice", [name, *cut, along], [f"{prefix}.{name}"]) for name in self.states]
 
     def finished(self) -> Any:
         """Return the graph with its inputs and outputs."""
@@ -197,7 +246,8 @@ class _Graph:
         from onnx.helper import make_graph, make_tensor_value_info
 
         model, real = self.model, TensorProto.FLOAT
-        size = (len(model.layers), "batch", model.config.hidden_size)
+        layers, units = _state_size(model)
+        size = (layers, "batch", units)
         inputs = [make_tensor_value_info("ids", TensorProto.INT64, ("batch", "steps"))]
         inputs += [make_tensor_value_info(name, real, size) for name in self.states]
         outputs = [make_tensor_value_info("logits", real, ("batch", "steps", model.vocabulary_size))]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rnnlm_core import cores, native
 from rnnlm_core.recurrence import settled
@@ -52,6 +53,23 @@ def output_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, s
             raise IndexError(f"targets from {int(lowest)} to {int(highest)}, of {len(weight)}")
     written_out: Tensor = _OutputLoss.apply(hidden, weight, bias, targets, scale)  # type: ignore[no-untyped-call]
     return written_out
+
+
+def token_losses(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each token, (tokens), in nats; the arguments as in `output_loss`.
+
+    Of more than `MOST_LOGITS` logits a block is in memory at a time, and computed again on the way back.
+    """
+
+    def losses(states: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(states, weight, bias).to(weight.dtype)
+        return F.cross_entropy(logits, wanted.long(), reduction="none")
+
+    block = _block(len(weight))
+    if len(hidden) <= block:
+        return losses(hidden, targets)
+    parts = zip(torch.split(hidden, block), torch.split(targets, block), strict=True)
+    return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
 def _block(vocabulary: int) -> int:

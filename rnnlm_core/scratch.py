@@ -40,18 +40,20 @@ class ScratchLayer(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)  # as `torch.nn` does; `init` of the config may change it
 
-    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, inputs: Tensor, state: State, W_h: Tensor | None = None) -> tuple[Tensor, State]:
         """Return the hidden states of all steps, and the last state.
 
         Args:
             inputs: (steps, batch, input_size), or (steps, batch) token ids, which stand for one-hot rows: their
                 product with `W_x` is a row of it.
             state: each part (batch, hidden).
+            W_h: recurrent weights in the place of its own.
         """
+        W = self.W_h if W_h is None else W_h
         b = None if self.b_h is None else torch.cat([self.b_h.new_zeros(2 * self.hidden_size), self.b_h])
         if inputs.is_floating_point():
-            return recur(self.kind, cores.linear(inputs, self.W_x), state, self.W_h, b, input_bias=self.b)
-        return recur(self.kind, self.W_x, state, self.W_h, b, ids=inputs, input_bias=self.b)
+            return recur(self.kind, cores.linear(inputs, self.W_x), state, W, b, input_bias=self.b)
+        return recur(self.kind, self.W_x, state, W, b, ids=inputs, input_bias=self.b)
 
 
 def to_concise(layer: ScratchLayer) -> dict[str, Tensor]:

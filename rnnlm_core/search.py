@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rnnlm_core.config import NGRAM, OF_NGRAMS, PLACE, RunConfig, flatten, has_effect, override, read_value
+from rnnlm_core.config import (
+    NGRAM,
+    OF_NGRAMS,
+    PLACE,
+    ModelConfig,
+    RunConfig,
+    flatten,
+    has_effect,
+    override,
+    read_value,
+)
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.errors import ConfigError, one_line
 from rnnlm_core.presets import run_config
@@ -27,6 +37,17 @@ NEWER = (
     ("model.softmax", "full"),
     ("model.order", 5),
     ("model.discounts", "modified"),
+    ("model.dropout_input", 0.0),
+    ("model.dropout_hidden", 0.0),
+    ("model.dropout_output", 0.0),
+    ("model.dropout_embedding", 0.0),
+    ("model.variational_dropout", False),
+    ("model.weight_drop", 0.0),
+    ("model.mixture", 0),
+    ("train.bptt", "fixed"),
+    ("train.non_monotone", 5),
+    ("train.activation_regularization", 0.0),
+    ("train.temporal_activation_regularization", 0.0),
 )
 """Keys at the values that all had before they were keys: a sweep from then is still the same one."""
 
@@ -75,11 +96,15 @@ class Plan:
         return str(values.get(CELL, self.config.cells[0]))
 
     def changed(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the config keys and values of a proposal; a tied embedding is as wide as the hidden layer."""
+        """Return the config keys and values of a proposal; a tied embedding is as wide as the hidden layer.
+
+        Unless the sweep starts from a tied one that is not: then it stays so where there is more than one layer.
+        """
         keys = {key: value for key, value in values.items() if key != CELL}
-        tied = keys.get("model.tie_weights", self.config.model.tie_weights) and self.cell(values) != NGRAM
-        if tied and "model.embedding_size" not in self.changes:
-            keys["model.embedding_size"] = keys.get("model.hidden_size", self.config.model.hidden_size)
+        model, one_layer = self.config.model, keys.get("model.num_layers", self.config.model.num_layers) == 1
+        tied = keys.get("model.tie_weights", model.tie_weights) and self.cell(values) != NGRAM
+        if tied and "model.embedding_size" not in self.changes and (one_layer or not _tied_apart(model)):
+            keys["model.embedding_size"] = keys.get("model.hidden_size", model.hidden_size)
         return keys
 
     def configured(self, values: Mapping[str, Value]) -> RunConfig:
@@ -201,8 +226,11 @@ def make_plan(
     if config.cells == (NGRAM,) and not keys & set(OF_NGRAMS):
         varied = " and ".join(OF_NGRAMS)
         raise ConfigError(f"a sweep of {NGRAM} alone varies {varied}: use --search model.order=2,3,4,5,6")
-    if "model.embedding_size" in keys and (config.model.tie_weights or "model.tie_weights" in keys):
-        raise ConfigError("a tied embedding is as wide as the hidden layer: search model.hidden_size alone")
+    tied = config.model.tie_weights or "model.tie_weights" in keys
+    if "model.embedding_size" in keys and tied and not _tied_apart(config.model):
+        raise ConfigError(
+            "a tied embedding is as wide as the hidden layer: search model.hidden_size alone, or set two sizes first"
+        )
     if len(config.cells) > 1:
         dimensions = (Dimension(CELL, config.cells), *dimensions)
     # Words decide whether numbers have an effect (the momentum of an optimizer), so they come first.
@@ -211,6 +239,11 @@ def make_plan(
     plan = Plan("", preset, corpus, fixed, config, source, dimensions, config)
     hungriest = max(plan.corners(), key=lambda corner: corner.fewest_tokens)
     return replace(plan, name=name or _default_name(plan), hungriest=hungriest)
+
+
+def _tied_apart(model: ModelConfig) -> bool:
+    """Whether the embedding is tied and has a width of its own."""
+    return model.tie_weights and model.embedding_size != model.hidden_size
 
 
 def difference(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

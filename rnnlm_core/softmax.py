@@ -1,6 +1,7 @@
-"""Output layers for large vocabularies: what a step costs must not grow with every rare word.
+"""Output layers beside the full softmax: for large vocabularies, and a mixture that can say more than one softmax.
 
-Both need ids by descending frequency, as vocabularies have them.
+The adaptive and the sampled one, whose steps must not cost more with every rare word, need ids by descending frequency,
+as vocabularies have them.
 """
 
 import math
@@ -9,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rnnlm_core.output_loss import token_losses
 
 FEWEST_TOKENS = 1000
 """Tokens below which an adaptive softmax saves nothing."""
@@ -38,6 +41,57 @@ class AdaptiveSoftmax(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):  # its parts would have different precisions
             return cast(Tensor, self.layers(hidden.to(self.layers.head.weight.dtype), targets.long()).loss)
+
+
+class MixtureOfSoftmaxes(nn.Module):
+    """P = Σ_k π_k softmax(W h_k + b), π = softmax(W_π h), h_k = tanh(W_k h + b_k) (Yang et al. 2018).
+
+    One softmax over states of d units gives log P of rank d at most, whatever the contexts; a mixture does not.
+
+    Args:
+        hidden_size: units of the state h.
+        latent_size: units of the latent states h_k, hence of W, which an embedding may share.
+        vocabulary_size: number of ids.
+        num_softmaxes: how many are mixed.
+    """
+
+    def __init__(self, hidden_size: int, latent_size: int, vocabulary_size: int, num_softmaxes: int) -> None:
+        super().__init__()
+        self.num_softmaxes = num_softmaxes
+        self.prior = nn.Linear(hidden_size, num_softmaxes, bias=False)
+        self.latent = nn.Linear(hidden_size, num_softmaxes * latent_size)
+        self.weight = nn.Parameter(torch.empty(vocabulary_size, latent_size))
+        self.bias = nn.Parameter(torch.empty(vocabulary_size))
+        bound = latent_size**-0.5
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -bound, bound)  # as those of `nn.Linear`
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return log P of every token, (…, vocabulary), of hidden states (…, hidden): logits whose softmax is P.
+
+        One softmax after the other, so that never all of them are in memory.
+        """
+        log_prior, latent = self._components(hidden)
+        log_p: Tensor | None = None
+        for k in range(self.num_softmaxes):
+            logits = F.linear(latent[..., k, :], self.weight, self.bias).to(self.weight.dtype)
+            one = log_prior[..., k, None] + F.log_softmax(logits, dim=-1)
+            log_p = one if log_p is None else torch.logaddexp(log_p, one)
+        assert log_p is not None
+        return log_p
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats of targets (tokens) after hidden states (tokens, hidden)."""
+        log_prior, latent = self._components(hidden)
+        each = targets[:, None].expand(-1, self.num_softmaxes).reshape(-1)
+        losses = token_losses(latent.flatten(0, 1), self.weight, self.bias, each).view(log_prior.shape)
+        return -torch.logsumexp(log_prior - losses, dim=1).mean()
+
+    def _components(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log π, (…, softmaxes), and the latent states, (…, softmaxes, latent)."""
+        log_prior = F.log_softmax(self.prior(hidden).to(self.weight.dtype), dim=-1)
+        latent = torch.tanh(self.latent(hidden))
+        return log_prior, latent.reshape(*hidden.shape[:-1], self.num_softmaxes, -1)
 
 
 def sampled_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, samples: int) -> Tensor:

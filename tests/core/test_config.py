@@ -167,6 +167,10 @@ def test_a_broken_json_list_is_refused() -> None:
         ("train.warmup_steps", -1, "at least 0"),
         ("train.patience", -1, "at least 0"),
         ("train.accumulate", 0, "at least 1"),
+        ("train.activation_regularization", -1.0, "at least 0.0"),
+        ("train.temporal_activation_regularization", -1.0, "at least 0.0"),
+        ("model.weight_drop", 1.0, "below 1.0"),
+        ("model.mixture", -1, "at least 0"),
         ("train.seed", -1, "at least 0"),
         ("train.seed", 2**32, "at most 4294967295"),
         ("generate.length", 0, "at least 1"),
@@ -390,6 +394,19 @@ def test_an_empty_prefix_is_refused() -> None:
         ("model.init_range", 0.2, {"model.init": "book"}, {"model.init": "uniform"}),
         ("train.momentum", 0.9, {"train.optimizer": "adam"}, {"train.optimizer": "sgd"}),
         ("train.momentum", 0.9, {"train.optimizer": "adamw"}, {"train.optimizer": "sgd"}),
+        ("train.momentum", 0.9, {"train.optimizer": "nt-asgd"}, {"train.optimizer": "sgd"}),
+        ("train.non_monotone", 3, {"train.optimizer": "sgd"}, {"train.optimizer": "nt-asgd"}),
+        ("train.bptt", "random", {"train.partition": "random"}, {}),
+        ("train.cuda_graph", "on", {"train.bptt": "random"}, {}),
+        ("train.temporal_activation_regularization", 1.0, {"train.num_steps": 1}, {}),
+        ("train.softmax_samples", 9, {"model.mixture": 2}, {}),
+        ("model.mixture", 2, {"model.softmax": "adaptive"}, {}),
+        ("model.dropout", 0.3, {"model.dropout_output": 0.2}, {"model.num_layers": 2}),
+        ("model.dropout_input", 0.3, {}, {"model.embedding_size": 8}),
+        ("model.dropout_embedding", 0.3, {}, {"model.embedding_size": 8}),
+        ("model.dropout_hidden", 0.3, {}, {"model.num_layers": 2}),
+        ("model.variational_dropout", True, {}, {"model.dropout": 0.1}),
+        ("model.variational_dropout", True, {"model.dropout_output": 0.0}, {"model.dropout_output": 0.1}),
         ("train.decay", 3.0, {}, {"train.schedule": "step"}),
         ("train.decay", 3.0, {"train.schedule": "cosine"}, {"train.schedule": "plateau"}),
         ("train.decay_after", 3, {}, {"train.schedule": "step"}),
@@ -434,13 +451,17 @@ def test_a_reset_gate_before_the_product_needs_scratch() -> None:
     assert override(DEFAULT, changes).model.reset_gate == "before"
 
 
-@pytest.mark.parametrize("embedding_size", [0, 255])
-def test_tied_weights_need_equal_sizes(embedding_size: int) -> None:
+def test_tied_weights_of_one_layer_need_equal_sizes() -> None:
     changes = {"model.tie_weights": True, "model.hidden_size": 256}
-    assert _lines({**changes, "model.embedding_size": embedding_size}) == [
-        f"`model.tie_weights` needs model.embedding_size equal to model.hidden_size (256). Got {embedding_size}"
+    assert _lines(changes) == ["`model.tie_weights` needs an embedding: set model.embedding_size. Got 0"]
+    assert _lines({**changes, "model.embedding_size": 255}) == [
+        "`model.tie_weights` with one layer needs model.embedding_size equal to model.hidden_size (256). Got 255"
     ]
-    assert override(DEFAULT, {**changes, "model.embedding_size": 256}).model.tie_weights
+    assert override(DEFAULT, {**changes, "model.embedding_size": 256}).model.layer_sizes == (256,)
+    deep = override(DEFAULT, {**changes, "model.embedding_size": 255, "model.num_layers": 3})
+    assert deep.model.layer_sizes == (256, 256, 255)
+    mixed = override(DEFAULT, {**changes, "model.embedding_size": 255, "model.mixture": 4})
+    assert mixed.model.layer_sizes == (256,)
 
 
 @pytest.mark.parametrize("level", ["char", "byte", "bpe"])
@@ -459,11 +480,15 @@ def test_line_ends_are_counted_where_the_normalizer_keeps_them(normalizer: str, 
         assert line.startswith("`tokenizer.eos` line needs a normalizer that keeps lines")
 
 
-def test_patience_and_plateau_need_a_validation_split() -> None:
-    changes = {"train.patience": 2, "train.schedule": "plateau"}
+def test_patience_plateau_and_averaging_need_a_validation_split() -> None:
+    changes = {"train.patience": 2, "train.schedule": "plateau", "train.optimizer": "nt-asgd"}
     assert override(DEFAULT, changes).train.patience == 2
     lines = _lines({**changes, "corpus.split": "90/0/10"})
-    assert [line.split(" needs ")[0] for line in lines] == ["`train.patience`", "`train.schedule` plateau"]
+    assert [line.split(" needs ")[0] for line in lines] == [
+        "`train.patience`",
+        "`train.schedule` plateau",
+        "`train.optimizer` nt-asgd",
+    ]
 
 
 def test_max_chars_needs_a_corpus_in_one_file() -> None:

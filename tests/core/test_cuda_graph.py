@@ -15,14 +15,21 @@ from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
 from rnnlm_core.errors import Diverged, ResourceError
 from rnnlm_core.model import LanguageModel
+from rnnlm_core.outcomes import Epoch
 from rnnlm_core.precision import ready
+from rnnlm_core.snapshot import restore, take_snapshot
 from rnnlm_core.store import Store
-from rnnlm_core.train import Epoch, _Training, fit
+from rnnlm_core.train import fit
+from rnnlm_core.trainer import Trainer
 
 V = 11
 MODEL = ModelConfig(hidden_size=8)
 DEEP = ModelConfig(hidden_size=8, num_layers=2, embedding_size=5, dropout=0.3)
 TIED = ModelConfig(hidden_size=8, embedding_size=8, tie_weights=True, implementation="scratch")
+MASKED = ModelConfig(
+    hidden_size=8, num_layers=2, embedding_size=5, tie_weights=True, dropout=0.3, variational_dropout=True,
+    dropout_embedding=0.2, weight_drop=0.4,
+)  # fmt: skip
 CONFIG = TrainConfig(epochs=3, batch_size=4, num_steps=5, seed=3, learning_rate=0.02, device="cpu")
 CPU = torch.device("cpu")
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -49,18 +56,18 @@ double = pytest.mark.usefixtures("_double")
 
 def training(
     in_place: bool, cell: str = "gru", model: ModelConfig = MODEL, config: TrainConfig = CONFIG, **more: Any
-) -> _Training:
+) -> Trainer:
     torch.manual_seed(config.seed)
-    return _Training(cell, V, TRAIN, VALID, model, config, CPU, in_place=in_place, **more)
+    return Trainer(cell, V, TRAIN, VALID, model, config, CPU, in_place=in_place, **more)
 
 
-def epochs(made: _Training, number: int = 3, before_update: Callable[[], None] = lambda: None) -> list[Epoch]:
+def epochs(made: Trainer, number: int = 3, before_update: Callable[[], None] = lambda: None) -> list[Epoch]:
     """Train that many epochs, whatever the config says."""
     torch.manual_seed(7)  # of the dropout
     return [made.run_epoch(before_update) for _ in range(number)]
 
 
-def assert_close(ours: _Training, theirs: _Training, tolerance: float) -> None:
+def assert_close(ours: Trainer, theirs: Trainer, tolerance: float) -> None:
     assert len(ours.history) == len(theirs.history)
     for one, other in zip(ours.history, theirs.history, strict=True):
         for figure in ("train_loss", "valid_loss", "learning_rate", "gradient_norm"):
@@ -88,6 +95,12 @@ SETTINGS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "cosine after a warm-up": (MODEL, {"schedule": "cosine", "warmup_steps": 5, "accumulate": 2}),
     "plateau": (MODEL, {"schedule": "plateau", "decay": 4.0, "learning_rate": 0.05}),
     "loss of the steps": (DEEP, {"loss": "steps", "clip_norm": 2.0}),
+    "masks of a minibatch": (MASKED, {"accumulate": 2}),
+    "activation regularisation": (
+        DEEP,
+        {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0, "loss": "steps"},
+    ),
+    "mixture, sizes apart": (replace(MASKED, mixture=3), {}),
 }
 
 
@@ -103,6 +116,20 @@ def test_updates_in_place_are_those_of_the_plain_loop(cell: str, name: str, part
     epochs(theirs)
     assert_close(ours, theirs, 1e-12)
     assert theirs.history[0].train_loss != theirs.history[1].train_loss
+
+
+@double
+def test_averages_of_updates_in_place_are_those_of_the_plain_loop() -> None:
+    config = replace(CONFIG, optimizer="nt-asgd", non_monotone=1, learning_rate=6.0, accumulate=2)
+    ours, theirs = (training(in_place, "lstm", MODEL, config) for in_place in (True, False))
+    epochs(ours, 7)
+    epochs(theirs, 7)
+    assert_close(ours, theirs, 1e-9)
+    assert ours.average is not None
+    assert theirs.average is not None
+    assert ours.average.num_updates == theirs.average.num_updates >= 4
+    for name, mean in theirs.average.means.items():
+        torch.testing.assert_close(ours.average.means[name], mean, rtol=1e-9, atol=1e-9)
 
 
 @every_cell
@@ -126,16 +153,18 @@ def test_nothing_that_an_update_touches_moves() -> None:
 
     before = addresses()
     epochs(made, 2)
-    snapshot = made.snapshot()
-    made.restore(Snapshot({k: v.clone() for k, v in snapshot.tensors.items()}, snapshot.facts))
+    snapshot = take_snapshot(made)
+    restore(made, Snapshot({k: v.clone() for k, v in snapshot.tensors.items()}, snapshot.facts))
     epochs(made, 1)
     assert addresses() == before
     assert made.optimizer.param_groups[0]["lr"] is made.updates.buffers.rate
 
 
-def test_an_update_asks_the_device_for_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", [DEEP, MASKED, replace(MASKED, mixture=3)], ids=["deep", "masked", "mixture"])
+def test_an_update_asks_the_device_for_no_value(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever becomes a number of Python's would make the host wait, and fail the capture."""
-    made = training(True, "lstm", DEEP, replace(CONFIG, accumulate=2))
+    regularised = {"activation_regularization": 2.0, "temporal_activation_regularization": 1.0}
+    made = training(True, "lstm", model, replace(CONFIG, accumulate=2, **regularised))
     epochs(made, 1)
     assert made.updates is not None
     monkeypatch.setattr("rnnlm_core.recurrence.settled", lambda _: "torch")  # what a GPU runs
@@ -212,7 +241,7 @@ def test_a_training_in_place_goes_on_from_between_any_two_updates(optimizer: str
     checkpoints, taken = Checkpoints(store, "key"), []
 
     def keep() -> None:
-        checkpoints.save(whole.snapshot())
+        checkpoints.save(take_snapshot(whole))
         snapshot, _ = checkpoints.load()
         taken.append(snapshot)
 
@@ -220,7 +249,7 @@ def test_a_training_in_place_goes_on_from_between_any_two_updates(optimizer: str
     assert len(taken) == 8
     for snapshot in taken:
         resumed = training(True, "lstm", DEEP, config)
-        resumed.restore(snapshot)
+        restore(resumed, snapshot)
         while len(resumed.history) < 2:
             resumed.run_epoch(lambda: None)
         assert_close(resumed, whole, 0.0)
@@ -237,12 +266,12 @@ def test_a_training_goes_on_from_the_plain_loop_and_back(optimizer: str, to_in_p
     taken: list[Snapshot] = []
 
     def keep() -> None:
-        taken.append(first.snapshot())
+        taken.append(take_snapshot(first))
         taken[-1].tensors.update({k: v.clone() for k, v in taken[-1].tensors.items()})
 
     epochs(first, 2, keep)
     second = training(to_in_place, config=config)
-    second.restore(taken[3])
+    restore(second, taken[3])
     while len(second.history) < 2:
         second.run_epoch(lambda: None)
     assert_close(second, whole, 1e-12)
@@ -251,7 +280,7 @@ def test_a_training_goes_on_from_the_plain_loop_and_back(optimizer: str, to_in_p
 # A loss that is scaled
 
 
-def scaled(start: float, **changes: Any) -> _Training:
+def scaled(start: float, **changes: Any) -> Trainer:
     made = training(True, config=replace(CONFIG, **changes))
     made.scaler = ready(torch.amp.GradScaler("cpu", init_scale=start, growth_interval=1000), CPU)
     assert made.updates is not None
@@ -290,9 +319,9 @@ def test_an_update_that_cannot_be_held_is_left_out_and_the_scale_lowered() -> No
 def test_the_scale_goes_on_where_it_was() -> None:
     made = scaled(4096.0)
     epochs(made, 1)
-    snapshot = made.snapshot()
+    snapshot = take_snapshot(made)
     other = scaled(2.0)
-    other.restore(snapshot)
+    restore(other, snapshot)
     assert other.scaler is not None
     assert made.scaler is not None
     assert other.scaler.state_dict() == made.scaler.state_dict()
@@ -448,7 +477,7 @@ def test_a_gpu_gives_what_the_cpu_gives(cell: str) -> None:
 @on_a_gpu
 @every_cell
 def test_an_epoch_on_a_gpu_waits_for_nothing(cell: str) -> None:
-    made = _Training(cell, V, TRAIN.cuda(), None, DEEP, GPU, torch.device("cuda"))
+    made = Trainer(cell, V, TRAIN.cuda(), None, DEEP, GPU, torch.device("cuda"))
     made.run_epoch(lambda: None)
     assert made.updates is not None
     assert made.updates.graph is not None

@@ -73,7 +73,7 @@ def test_dropout_is_off_and_the_mode_comes_back(training: bool) -> None:
     model = model_of(dropout=0.5).train(training)
     assert stream_loss(model, IDS) == stream_loss(model, IDS)
     assert model.training is training
-    assert model.dropout.training is training
+    assert model.dropout_output.training is training
 
 
 def test_the_mode_comes_back_after_an_error() -> None:

@@ -22,6 +22,7 @@ from rnnlm_core.model import (
     pick_device,
     save_model,
 )
+from rnnlm_core.search import NEWER
 from rnnlm_core.store import Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
@@ -150,7 +151,7 @@ class Tripled(nn.Module):
 @every_cell
 def test_dropout_sits_after_the_embedding_between_layers_and_before_the_output(cell: str) -> None:
     model = model_of(cell, num_layers=2, embedding_size=3, dropout=0.5).double()
-    model.dropout = Tripled()
+    model.dropout_input = model.dropout_hidden = model.dropout_output = Tripled()
     first, second = model.layers
     outputs, _ = first((3 * model.embedding(ids_of(2))).transpose(0, 1))
     outputs, _ = second(3 * outputs)
@@ -161,7 +162,7 @@ def test_dropout_sits_after_the_embedding_between_layers_and_before_the_output(c
 @every_cell
 def test_one_hot_rows_are_not_dropped(cell: str) -> None:
     model = model_of(cell, num_layers=2, dropout=0.5).double()
-    model.dropout = Tripled()
+    model.dropout_input = model.dropout_hidden = model.dropout_output = Tripled()
     first, second = model.layers
     outputs, _ = first(F.one_hot(ids_of(2), V).double().transpose(0, 1))
     outputs, _ = second(3 * outputs)
@@ -172,7 +173,7 @@ def test_one_hot_rows_are_not_dropped(cell: str) -> None:
 def test_dropout_works_in_training_mode_only() -> None:
     model = model_of("gru", dropout=0.5)
     ids, state = ids_of(2), model.initial_state(2)
-    assert model.dropout.p == 0.5
+    assert model.dropout_output.p == 0.5
     assert not torch.equal(model.train()(ids, state)[0], model(ids, state)[0])
     assert torch.equal(model.eval()(ids, state)[0], model(ids, state)[0])
 
@@ -276,6 +277,16 @@ def test_a_model_of_the_first_format_is_read(tmp_path: Path) -> None:
     assert loaded.tokenizer.about == {"level": "char", "eos": "none"}
     state = model.initial_state(2)
     assert torch.equal(loaded.model(ids_of(2), state)[0], model.eval()(ids_of(2), state)[0])
+
+
+def test_a_model_from_before_a_key_existed_is_read(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    content = json.loads((tmp_path / ABOUT).read_text())
+    newer = [key.removeprefix("model.") for key, _ in NEWER if key.startswith("model.")]
+    content["model"] = {key: value for key, value in content["model"].items() if key not in newer}
+    assert len(newer) == 8
+    (tmp_path / ABOUT).write_text(json.dumps(content))
+    assert load_model(tmp_path).model.config == model.config
 
 
 def test_equal_models_give_equal_bytes(store: Store) -> None:

@@ -26,7 +26,8 @@ import torch
 from rnnlm_core.checkpoint import Snapshot
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.ranks import joined
-from rnnlm_core.train import _Training
+from rnnlm_core.snapshot import take_snapshot
+from rnnlm_core.trainer import Trainer
 
 torch.set_num_threads(1)
 cases, folder = json.loads(sys.argv[1]), sys.argv[2]
@@ -41,14 +42,14 @@ def digest(tensors):
 def trained(case, ranks):
     config = TrainConfig(**case["train"], processes=ranks.size)
     torch.manual_seed(config.seed)
-    training = _Training(case["cell"], 12, ids(400, 1), ids(100, 2), ModelConfig(**case["model"]), config,
-                         torch.device("cpu"), ranks)
+    training = Trainer(case["cell"], 12, ids(400, 1), ids(100, 2), ModelConfig(**case["model"]), config,
+                       torch.device("cpu"), ranks)
     kept, snapshots = [], []
     def look():
         if len(kept) <= len(training.history):
             kept.append(training.place.losses)
         if training.place.updates == 1 and not snapshots:
-            snapshots.append(training.snapshot())
+            snapshots.append(take_snapshot(training))
     while len(training.history) < config.epochs:
         training.run_epoch(look)
     (early,) = snapshots
@@ -59,7 +60,7 @@ def trained(case, ranks):
         "valid": [epoch.valid_loss for epoch in training.history],
         "norms": [epoch.gradient_norm for epoch in training.history],
         "weights": digest(training.model.weights().values()),
-        "best": digest(training.result().model.weights().values()),
+        "best": digest(training.keep_best().weights().values()),
         "state": [t.flatten().tolist() for name, t in sorted(early.tensors.items()) if name.startswith("place.state")],
         "packed": same and packed.facts == early.facts,
     }
@@ -105,12 +106,45 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": 8, "embedding_size": 8, "tie_weights": True},
         "train": {**TRAIN, "schedule": "plateau"},
     },
+    "random lengths, regularised, averaged": {
+        "cell": "lstm",
+        "double": True,
+        "model": {"hidden_size": 8, "num_layers": 2, "embedding_size": 6, "tie_weights": True},
+        "train": {
+            **TRAIN,
+            "epochs": 7,
+            "optimizer": "nt-asgd",
+            "non_monotone": 1,
+            "learning_rate": 9.0,
+            "bptt": "random",
+            "activation_regularization": 2.0,
+            "temporal_activation_regularization": 1.0,
+        },
+    },
+    "mixture": {
+        "cell": "gru",
+        "double": True,
+        "model": {"hidden_size": 8, "embedding_size": 6, "tie_weights": True, "mixture": 3},
+        "train": TRAIN,
+    },
 }
 DROPOUT = {
     "cell": "gru",
     "double": False,
     "model": {"hidden_size": 8, "num_layers": 2, "dropout": 0.4},
     "train": TRAIN,
+}
+MASKS = {
+    **DROPOUT,
+    "model": {
+        "hidden_size": 8,
+        "num_layers": 2,
+        "embedding_size": 6,
+        "dropout": 0.4,
+        "variational_dropout": True,
+        "dropout_embedding": 0.2,
+        "weight_drop": 0.5,
+    },
 }
 
 
@@ -122,7 +156,7 @@ def start(number: int, size: int, cases: dict[str, Any], folder: Path) -> "subpr
 
 def train(size: int, folder: Path) -> list[dict[str, Any]]:
     """Return what each of so many ranks says of all cases."""
-    children = [start(number, size, {**CASES, "dropout": DROPOUT}, folder) for number in range(size)]
+    children = [start(number, size, {**CASES, "dropout": DROPOUT, "masks": MASKS}, folder) for number in range(size)]
     assert [child.wait(timeout=200) for child in children] == [0] * size
     return [json.loads((folder / f"{number}-of-{size}.json").read_text()) for number in range(size)]
 
@@ -157,7 +191,7 @@ def test_the_losses_of_every_step_are_those_of_one_process(
     assert together["norms"] == pytest.approx(one["norms"], rel=10 * close)
 
 
-@pytest.mark.parametrize("case", [*CASES, "dropout"])
+@pytest.mark.parametrize("case", [*CASES, "dropout", "masks"])
 def test_no_rank_drifts_from_the_others(case: str, told: list[dict[str, Any]]) -> None:
     for what in ("weights", "best", "losses", "valid", "norms"):
         assert all(one[case][what] == told[0][case][what] for one in told)
@@ -175,8 +209,9 @@ def test_a_checkpoint_holds_the_state_of_every_row_in_order(
     assert told[0][case]["packed"]
 
 
-def test_each_rank_draws_its_own_dropout(told: list[dict[str, Any]], alone: dict[str, Any]) -> None:
-    one, together = alone["dropout"]["losses"], told[0]["dropout"]["losses"]
+@pytest.mark.parametrize("case", ["dropout", "masks"])
+def test_each_rank_draws_its_own_dropout(case: str, told: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    one, together = alone[case]["losses"], told[0][case]["losses"]
     assert together != pytest.approx(one, rel=1e-3)
     assert sum(together) == pytest.approx(sum(one), rel=0.1)
 

@@ -1,16 +1,17 @@
 """What a sweep may try: every proposal is a config, every mistake is told before anything starts."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rnnlm_core import presets
-from rnnlm_core.config import RunConfig, check, flatten
+from rnnlm_core.config import ModelConfig, RunConfig, check, flatten
 from rnnlm_core.errors import ConfigError, UsageError
 from rnnlm_core.presets import PRESETS, run_config
-from rnnlm_core.search import Plan, difference, make_plan
+from rnnlm_core.search import NEWER, Plan, difference, make_plan
 from rnnlm_core.search_space import Dimension, Value
 
 
@@ -85,7 +86,7 @@ def test_the_three_forms_of_a_space() -> None:
         ("train.learning_rate=1..inf", "must be searched from a lower to a higher number: 1..inf"),
         ("train.learning_rate=log:0..1", "`train.learning_rate` has no logarithm at 0.0: log:0..1: begin above 0"),
         ("train.optimizer=sgd..adam", "`train.optimizer` has no numbers to search between: sgd..adam: list its values"),
-        ("train.optimizer=sgd,adamm", "`train.optimizer` must be one of sgd, adam, adamw. Got 'adamm'"),
+        ("train.optimizer=sgd,adamm", "`train.optimizer` must be one of sgd, adam, adamw, nt-asgd. Got 'adamm'"),
         ("tokenizer.level=char,word", "`tokenizer.level` cannot be searched: char,word: a sweep varies model.* and"),
         ("train.device=cpu,cuda", "`train.device` cannot be searched: cpu,cuda"),
         ("train.cuda_graph=on,off", "`train.cuda_graph` cannot be searched: on,off"),
@@ -145,8 +146,20 @@ def test_a_tied_embedding_is_as_wide_as_the_hidden_layer() -> None:
     both = make_plan("smoke", cells=["gru"], search=["model.tie_weights=true,false"])
     assert both.configured({"model.tie_weights": True}).model.embedding_size == 64
     assert both.configured({"model.tie_weights": False}).model.embedding_size == 32
-    with pytest.raises(ConfigError, match=r"`model\.tie_weights` needs model\.embedding_size equal"):
+    with pytest.raises(ConfigError, match=r"`model\.tie_weights` with one layer needs model\.embedding_size equal"):
         make_plan("time-machine-words", changes={"model.embedding_size": 256}, search=["model.hidden_size=128,256"])
+
+
+def test_a_tied_embedding_of_another_width_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(hidden_size=64, num_layers=2, embedding_size=32, tie_weights=True)
+    monkeypatch.setitem(PRESETS, "apart", lambda: replace(PRESETS["smoke"](), cells=("gru",), model=model))
+    plan = make_plan("apart", search=["model.hidden_size=48,96", "model.num_layers=1,2"])
+    deep, flat = (plan.configured({"model.hidden_size": 96, "model.num_layers": layers}).model for layers in (2, 1))
+    assert (deep.embedding_size, flat.embedding_size) == (32, 96)
+    both = make_plan("apart", search=["model.embedding_size=16,32"])
+    assert both.configured({"model.embedding_size": 16}).model.layer_sizes == (64, 16)
+    with pytest.raises(ConfigError, match="a tied embedding is as wide as the hidden layer"):
+        make_plan("time-machine-words", cells=["gru"], search=["model.embedding_size=16,32"])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +218,9 @@ def test_a_name_is_plain(name: str) -> None:
 
 
 def test_a_sweep_from_before_a_key_existed_is_the_same_one() -> None:
-    assert not {"train.precision", "train.processes"} & make_plan("smoke", cells=["gru"]).definition.keys()
+    assert not dict(NEWER).keys() & make_plan("smoke", cells=["gru"]).definition.keys()
+    assert {"train.precision", "model.mixture", "train.bptt"} < dict(NEWER).keys() <= flatten(RunConfig()).keys()
+    assert all(flatten(RunConfig())[key] == value for key, value in NEWER)
     lower = make_plan("smoke", cells=["gru"], changes={"train.precision": "bfloat16"}).definition
     assert lower["train.precision"] == "bfloat16"
 

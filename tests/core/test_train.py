@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnnlm_core import recurrence
+from rnnlm_core import recurrence, trainer
 from rnnlm_core import train as train_module
 from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
 from rnnlm_core.errors import DataError, IntegrityError, ResourceError, Stopped
+from rnnlm_core.learning_rate import learning_rate
 from rnnlm_core.model import LanguageModel, load_model, num_parameters
 from rnnlm_core.outcomes import Epoch
 from rnnlm_core.partition import random_batches, sequential_batches
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.train import Fitted, fit, learning_rate, train
+from rnnlm_core.train import Fitted, fit, train
 
 V = 11
 MODEL = ModelConfig(hidden_size=8)
@@ -598,7 +599,7 @@ def test_a_diverging_training_names_step_numbers_and_remedy() -> None:
 
 
 def test_weights_spoilt_by_the_last_update_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "stream_loss", lambda *_: math.nan)
+    monkeypatch.setattr(trainer, "stream_loss", lambda *_: math.nan)
     told = r"diverged in epoch 1 at step \d: validation loss nan, gradient norm \d.*: lower train.learning_rate"
     with pytest.raises(IntegrityError, match=told):
         fit_noise(config=replace(CONFIG, epochs=1))

@@ -58,14 +58,14 @@ def before_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 
 HOLD = """
 import time
-import rnnlm_core.train as t
-run_epoch = t._Training.run_epoch
+import rnnlm_core.trainer as t
+run_epoch = t.Trainer.run_epoch
 def held(self, before_update):
     while len(self.history) == 2:
         before_update()
         time.sleep(0.05)
     return run_epoch(self, before_update)
-t._Training.run_epoch = held
+t.Trainer.run_epoch = held
 """
 """Waits after the second epoch until it is asked to stop."""
 
@@ -259,14 +259,14 @@ open({str(tmp_path / "ended")!r}, "w").close()
 
 REPORT_CORES = """
 import sys
-import rnnlm_core.train as t
+import rnnlm_core.trainer as t
 from rnnlm_core import cores
-run_epoch = t._Training.run_epoch
+run_epoch = t.Trainer.run_epoch
 def reported(self, before_update):
     while cores.number() != 3:
         before_update()
     return run_epoch(self, before_update)
-t._Training.run_epoch = reported
+t.Trainer.run_epoch = reported
 """
 """Trains no epoch before it may use three cores."""
 
