@@ -59,7 +59,7 @@ def train(
     key = _key(cell, corpus, vocabulary, model, config, flow)
     store = workspace.store()
     with (
-        _place(config.device, config.processes) as (device, threads),
+        place(config.device, config.processes) as (device, threads),
         _unless_stopped(cell),
         tracking.child_run(flow, cell, key, _tags(corpus, vocabulary)) as run_id,
     ):
@@ -219,7 +219,7 @@ def places(wanted: str, processes: int = 1) -> int:
 
 
 @contextmanager
-def _place(wanted: str, processes: int = 1) -> Iterator[tuple[str, int]]:
+def place(wanted: str, processes: int = 1) -> Iterator[tuple[str, int]]:
     """Wait for a place to train and give (device, threads): a processor core or a place on a GPU for each process.
 
     Raises `ResourceError` when there are fewer GPUs than processes.

@@ -139,9 +139,9 @@ def test_a_training_that_waited_while_a_stop_came_does_not_start(
 def test_a_training_alone_has_every_core_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "cpu_slots", lambda: 5)
     found = []
-    with train_stage._place("cpu") as (_, threads):
+    with train_stage.place("cpu") as (_, threads):
         found.append(train_stage._cores_of_each())
-        with train_stage._place("cpu"):
+        with train_stage.place("cpu"):
             found.append(train_stage._cores_of_each())
         found.append(train_stage._cores_of_each())
     assert (found, threads) == ([5, 2, 5], 1)
@@ -154,7 +154,7 @@ def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.
 
     def work() -> None:
         nonlocal now, most
-        with train_stage._place("cpu") as place:
+        with train_stage.place("cpu") as place:
             assert place == ("cpu", 1)
             with lock:
                 now += 1
@@ -178,12 +178,12 @@ def test_a_training_of_several_processes_has_a_core_for_each(monkeypatch: pytest
     slots = threading.BoundedSemaphore(4)
     monkeypatch.setattr(train_stage, "_cpu_slots", slots)
     assert [train_stage.places("cpu", processes) for processes in (1, 2, 3, 9)] == [4, 2, 1, 1]
-    with train_stage._place("cpu", 3) as place:
+    with train_stage.place("cpu", 3) as place:
         assert place == ("cpu", 1)
         assert train_stage._cores_of_each() == 1
-        with train_stage._place("cpu"):
+        with train_stage.place("cpu"):
             assert not slots.acquire(blocking=False)
-    with train_stage._place("cpu", 9):  # more than there are: they take turns on all
+    with train_stage.place("cpu", 9):  # more than there are: they take turns on all
         assert not slots.acquire(blocking=False)
     assert slots._value == 4
 
@@ -194,7 +194,7 @@ def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monk
 
     def work() -> None:
         for _ in range(200):
-            with train_stage._place("cpu", 2):
+            with train_stage.place("cpu", 2):
                 pass
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -209,7 +209,7 @@ def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monk
 def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_stage, "_cpu_slots", threading.BoundedSemaphore(1))
     for _ in range(3):
-        with pytest.raises(RuntimeError, match="broken"), train_stage._place("cpu"):
+        with pytest.raises(RuntimeError, match="broken"), train_stage.place("cpu"):
             raise RuntimeError("broken")
     assert train_stage._cpu_slots.acquire(blocking=False)
 
@@ -223,7 +223,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take(places: ExitStack, wanted: str) -> str:
     """Take a place, which must be free, and return its device."""
-    device, threads = places.enter_context(train_stage._place(wanted))
+    device, threads = places.enter_context(train_stage.place(wanted))
     assert threads == 0
     return device
 
@@ -234,7 +234,7 @@ def waits(wanted: str) -> Iterator[None]:
     came = threading.Event()
 
     def work() -> None:
-        with train_stage._place(wanted):
+        with train_stage.place(wanted):
             came.set()
 
     waiting = threading.Thread(target=work)
@@ -288,18 +288,18 @@ def test_a_named_gpu_is_the_one_that_is_used_and_waited_for(monkeypatch: pytest.
 def test_processes_take_a_gpu_each_and_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNNLM_GPU_SLOTS", "1")
     with ExitStack() as places:
-        assert places.enter_context(train_stage._place("auto", 2)) == ("cuda", 0)
+        assert places.enter_context(train_stage.place("auto", 2)) == ("cuda", 0)
         with waits("cuda:1"):
             places.pop_all().close()
     assert is_idle()
     told = r"each process needs a GPU: train.processes=3, 2 GPUs: use fewer, or `--set train.device=cpu`"
-    with pytest.raises(ResourceError, match=told), train_stage._place("cuda", 3):
+    with pytest.raises(ResourceError, match=told), train_stage.place("cuda", 3):
         pass
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_place_on_a_gpu_is_free_again_after_a_failure() -> None:
-    with pytest.raises(RuntimeError, match="broken"), train_stage._place("cuda"):
+    with pytest.raises(RuntimeError, match="broken"), train_stage.place("cuda"):
         raise RuntimeError("broken")
     assert is_idle()
 
