@@ -14,7 +14,9 @@ ORDERS = ("started", "valid", "test")
 COLUMNS = (
     "cell", "implementation", "parameters", "train", "valid", "test", "bits/char", "tokens/s", "minutes", "champion",
 )  # fmt: skip
-"""Perplexity on train, valid and test; minutes of training; whether it is the champion of its corpus."""
+"""Perplexity on train, valid, test; minutes of training; whether it is the champion of its corpus."""
+DYNAMIC = "dynamic"
+"""The column that stands after `test` where somebody has asked for it: the perplexity of dynamic evaluation."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,25 @@ class CellFigures:
     tokens_per_second: float | None
     minutes: float | None
     champion: bool
+    dynamic_perplexity: float | None = None
+    """Of dynamic evaluation, on the split that `bits_per_char` is of."""
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> dict[str, str]:
         """One text per column."""
-        perplexities = [self.train_perplexity, self.valid_perplexity, self.test_perplexity]
-        return [
-            self.cell,
-            self.implementation,
-            _number(self.parameters),
-            *map(figure, [*perplexities, self.bits_per_char]),
-            _number(self.tokens_per_second),
-            "–" if self.minutes is None else f"{self.minutes:,.1f}",
-            "yes" if self.champion else "",
-        ]
+        return {
+            "cell": self.cell,
+            "implementation": self.implementation,
+            "parameters": _number(self.parameters),
+            "train": figure(self.train_perplexity),
+            "valid": figure(self.valid_perplexity),
+            "test": figure(self.test_perplexity),
+            DYNAMIC: figure(self.dynamic_perplexity),
+            "bits/char": figure(self.bits_per_char),
+            "tokens/s": _number(self.tokens_per_second),
+            "minutes": "–" if self.minutes is None else f"{self.minutes:,.1f}",
+            "champion": "yes" if self.champion else "",
+        }
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def of_runs(runs: Sequence[TrackedRun], champions: Collection[str]) -> list[Trac
 
 def _of_run(run: TrackedRun, champion: bool) -> CellFigures:
     metrics = run.metrics
+    split = run.tags.get("rnnlm.evaluated_split", "test")
     parameters = metrics.get("model/parameters")
     return CellFigures(
         cell=run.tags.get("rnnlm.cell", "?"),
@@ -88,19 +96,29 @@ def _of_run(run: TrackedRun, champion: bool) -> CellFigures:
         train_perplexity=metrics.get("best/train_perplexity"),
         valid_perplexity=metrics.get("best/valid_perplexity"),
         test_perplexity=metrics.get("test/perplexity"),
-        bits_per_char=metrics.get(f"{run.tags.get('rnnlm.evaluated_split', 'test')}/bits_per_char"),
+        bits_per_char=metrics.get(f"{split}/bits_per_char"),
         tokens_per_second=metrics.get("perf/median_tokens_per_second"),
         minutes=train_minutes(run),
         champion=champion,
+        dynamic_perplexity=metrics.get(f"{split}/dynamic_perplexity"),
     )
+
+
+def columns(cells: Sequence[CellFigures]) -> list[str]:
+    """Return the columns of a table of these cells."""
+    after = COLUMNS.index("test") + 1
+    dynamic = [DYNAMIC] if any(one.dynamic_perplexity is not None for one in cells) else []
+    return [*COLUMNS[:after], *dynamic, *COLUMNS[after:]]
 
 
 def markdown_table(cells: Sequence[CellFigures], names: Mapping[str, str] | None = None) -> str:
     """Return the comparison as a Markdown table; `names` says, in Markdown, what to write for each cell."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    heads = columns(cells)
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for one in cells:
-        cell, *rest = map(markdown_text, one.texts)
-        lines.append("| " + " | ".join([(names or {}).get(one.cell, cell), *rest]) + " |")
+        texts = {column: markdown_text(text) for column, text in one.texts.items()}
+        texts["cell"] = (names or {}).get(one.cell, texts["cell"])
+        lines.append("| " + " | ".join(texts[column] for column in heads) + " |")
     return "\n".join(lines) + "\n"
 
 

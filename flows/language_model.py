@@ -13,7 +13,7 @@ from flows import runners
 from flows.summary import CellStages, Ledger, RunSummary
 from flows.text_stages import TextStages
 from flows.train_cell import train_on_a_worker
-from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.config import NGRAM, RunConfig, flatten
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.inspection import inspect
@@ -21,6 +21,7 @@ from rnnlm_core.presets import run_config
 from tasks import health, progress, tracking
 from tasks.caching import VerifiedSerializer
 from tasks.compare import compare
+from tasks.dynamic_evaluation import dynamic_evaluation
 from tasks.evaluate import evaluate
 from tasks.generate import generate
 from tasks.stopping import stop_requested
@@ -94,9 +95,12 @@ def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Run
         settings = (cell, ids, words, config.model.for_cell(cell), config.train.for_cell(cell), run)
         there = train_on_a_worker.submit(*settings) if on_workers else None
         trained = train.submit(*settings, wait_for=[there] if there else None)
-        measured = evaluate.submit(cell, trained, ids, config.evaluate)
-        samples = generate.submit(cell, trained, ids, config.evaluate, config.generate)
-        cells[cell] = CellStages(trained, measured, samples, there)
+        measured = evaluate.submit(cell, trained, ids, config.evaluate.static)
+        learning = None
+        if config.evaluate.dynamic_rate and cell != NGRAM:  # which has nothing to learn with
+            learning = dynamic_evaluation.submit(cell, trained, ids, config.evaluate, config.train.device)
+        samples = generate.submit(cell, trained, ids, config.evaluate.static, config.generate)
+        cells[cell] = CellStages(trained, measured, samples, there, learning)
     text.describe(config, ledger)
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()

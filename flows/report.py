@@ -38,7 +38,6 @@ TEMPLATE = "report.html.j2"
 FILE = "report.html"
 LONGEST_SLUG = 40
 PACKAGES = ("rnnlm", "torch", "prefect", "mlflow", "numpy", "tokenizers")
-REVISION = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Cell:
     revision: str
     """The git revision that trained it, "" if that is not known."""
     cached: bool
+    dynamic_perplexity: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -200,11 +200,12 @@ def versions() -> dict[str, str]:
 def _cell(ledger: "Ledger", row: Row) -> Cell:
     tracked, samples, cached = ledger.cells[row.cell]
     trained, run_id = tracked.trained, tracked.run_id
-    return Cell(row, trained.history, samples.samples, trained.device, run_id, _revision(run_id), cached)
+    learnt = ledger.dynamic_perplexity(row.cell)
+    return Cell(row, trained.history, samples.samples, trained.device, run_id, _revision(run_id), cached, learnt)
 
 
 def _revision(run_id: str) -> str:
-    return tracked_runs.find_model_run(run_id).tags.get(REVISION, "")
+    return tracked_runs.find_model_run(run_id).tags.get(tracked_runs.REVISION, "")
 
 
 def _divided(sample: Sample) -> tuple[str, str]:

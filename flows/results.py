@@ -1,111 +1,211 @@
-"""The results page: published figures beside ours, read from the tracked runs, never written by hand."""
+"""The results page: published figures beside ours, rendered from records (`flows/measured.py`), never written by hand.
 
-import math
+What the tracking database has is added to the records first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import log
+from statistics import mean, stdev
 
-from rnnlm_core.config import PLACE, RunConfig, flatten
-from rnnlm_core.presets import PRESETS, run_config
+from flows.measured import DYNAMIC_KEYS, SEED, Measured, changed, merged, settings_of
+from rnnlm_core.config import RunConfig
+from rnnlm_core.errors import unknown_name
+from rnnlm_core.presets import PRESETS
 from rnnlm_core.published import SECTIONS, Published, Section
-from tasks.tracked_runs import TrackedRun, curve, finished_cells
-from tasks.tracking import TRAINING_KEYS
-from tasks.wording import duration, parameter_text
+from tasks import tracked_runs
+from tasks.tracked_runs import TrackedRun, finished_cells, train_minutes
+from tasks.tracking_database import has_database
+from tasks.wording import duration, markdown_text
 
 HEAD = """# Results
 
-Published figures and ours, each from one tracked run. This page is written by `make results` from MLflow; a row is
-filled when its command has been run. Perplexities are per token, exp of the mean negative log-likelihood; validation
-and test carry the state over the whole stream. Training time is the sum of the epochs, on the machine of the run.
+Published figures and ours. This page is written by `make results` from `results.json` beside it, which keeps what was
+measured on every machine, and from the runs that MLflow has here: of two runs of the same row with the same seed the
+newer one is kept. A row that was measured with several seeds shows mean ± standard deviation. Perplexities are per
+token, exp of the mean negative log-likelihood; validation and test carry the state over the whole stream. Time is that
+of all epochs of one training, on the hardware of the row.
+
+`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet (`all`: of every
+section); to run them, one after the other, and take up each:
+
+```
+rnnlm results --missing Ablations | while read -r row; do $row < /dev/null; make results; done
+```
 """
+NOT_RUN = "not run yet"
 
 
-def results_page() -> str:
+@dataclass(frozen=True)
+class Figure:
+    """How a figure of the page is found among the metrics of a run, and with how many digits it is shown."""
+
+    of: Callable[[Mapping[str, float]], float]
+    form: str
+    dynamic: bool = False
+
+
+def _metric(name: str, form: str, dynamic: bool = False) -> Figure:
+    return Figure(lambda metrics: metrics[name], form, dynamic)
+
+
+FIGURES = {
+    "train_perplexity": _metric("best/train_perplexity", ".3f"),
+    "valid_perplexity": _metric("best/valid_perplexity", ".2f"),
+    "test_perplexity": _metric("test/perplexity", ".2f"),
+    "test_dynamic_perplexity": _metric("test/dynamic_perplexity", ".2f", dynamic=True),
+    "test_bits_per_char": _metric("test/bits_per_char", ".3f"),
+    "test_oov_rate": _metric("test/oov_rate", ".2%"),
+    "valid_loss": Figure(lambda metrics: log(metrics["best/valid_perplexity"]), ".4f"),
+    "valid_bits_per_char": _metric("valid/bits_per_char", ".3f"),
+}
+
+
+def results_page(records: Sequence[Measured]) -> str:
     """Return the page as Markdown."""
-    return "\n".join([HEAD, *(_section(section) for section in SECTIONS)])
+    return "\n".join([HEAD, *(_section(section, records) for section in SECTIONS)])
 
 
-def _section(section: Section) -> str:
-    heads = [
-        "system",
-        "theirs",
-        *(head for head, _ in section.figures),
-        "settings",
-        "seed",
-        "date",
-        "time",
-        "MLflow run",
-    ]
-    lines = [f"## {section.title}", "", section.text, "", _row(heads), _row(["---"] * len(heads))]
-    missing = []
-    for row in section.rows:
-        run = _find(row)
-        if run is None:
-            missing.append(row)
+def with_tracked(records: Sequence[Measured]) -> list[Measured]:
+    """Return the records and what the tracking database has of the page's rows, in the order of the page."""
+    rows = [row for section in SECTIONS for row in section.rows]
+    if has_database():
+        records = merged(records, (one for row in rows for one in _tracked(row)))
+    configs = [row.config for row in rows]
+
+    def place(record: Measured) -> tuple[int, int]:
+        return next((i for i, config in enumerate(configs) if record.is_of(config)), len(rows)), record.seed
+
+    return sorted(records, key=place)
+
+
+def missing_commands(records: Sequence[Measured], name: str) -> list[str]:
+    """Return the commands of the rows that are not run yet, in the order of the page.
+
+    `name` is how the titles of the sections begin, in any case, or "all".
+    """
+    sections = [s for s in SECTIONS if name == "all" or s.title.lower().startswith(name.lower())]
+    if not name or not sections:
+        raise unknown_name("section", name, [*(section.title for section in SECTIONS), "all"])
+    return [_command(row) for section in sections for row in section.rows if not _of(row, records)]
+
+
+def _of(row: Published, records: Sequence[Measured]) -> list[Measured]:
+    """Return the records of a row, by seed."""
+    config = row.config
+    return sorted((record for record in records if record.is_of(config)), key=lambda record: record.seed)
+
+
+def _tracked(row: Published) -> Iterator[Measured]:
+    """Yield the newest measured run of each seed with exactly the settings of a row."""
+    config = row.config
+    seeds = set()
+    for run in finished_cells(row.preset, row.cell):
+        seed = run.parameters.get(SEED, str(RunConfig().train.seed))
+        # A sweep's trainings are not measured.
+        if seed not in seeds and "perplexity" in run.metrics and _settings(run, config) == settings_of(config):
+            seeds.add(seed)
+            yield _measured(row, run, int(seed))
+
+
+def _settings(run: TrackedRun, config: RunConfig) -> dict[str, str]:
+    """Return what the figures of a run depend on; dynamic evaluation is no part of it where nobody asks for that."""
+    settings = changed(run.parameters)
+    if config.evaluate.dynamic_rate:
+        asked = run.tags.get(tracked_runs.DYNAMIC, "").split(" ")
+        settings |= changed(dict(one.split("=", 1) for one in asked if one.startswith(DYNAMIC_KEYS)))
+    return settings
+
+
+def _measured(row: Published, run: TrackedRun, seed: int) -> Measured:
+    config = row.config
+    figures = {}
+    for name, figure in FIGURES.items():
+        try:
+            if config.evaluate.dynamic_rate or not figure.dynamic:
+                figures[name] = round(figure.of(run.metrics), 6)
+        except KeyError:  # not measured on that split
             continue
-        seconds = sum(value for _, value in curve(run.run_id, "perf/epoch_seconds"))
-        date = datetime.fromtimestamp(run.started, UTC)
-        values = [_figure(name, run.metrics) for _, name in section.figures]
-        about = [
-            _settings(row),
-            str(run.parameters.get("train.seed", RunConfig().train.seed)),
-            f"{date:%Y-%m-%d}",
-            duration(seconds),
-            f"`{run.run_id}`",
-        ]
-        lines.append(_row([row.system, row.theirs, *values, *about]))
-    if missing:
-        lines += ["", "Not run here:", "", *(f"- {row.system}: `{_command(row)}`" for row in missing)]
+    parameters = run.metrics.get("model/parameters")
+    versions = dict(one.split(" ", 1) for one in run.tags.get(tracked_runs.VERSIONS, "").split(", ") if " " in one)
+    revision = run.tags.get(tracked_runs.REVISION)
+    device = run.tags.get("rnnlm.device", "?")
+    return Measured(
+        preset=row.preset,
+        cell=row.cell,
+        settings=settings_of(config),
+        seed=seed,
+        figures=figures,
+        parameters=None if parameters is None else int(parameters),
+        hardware=run.tags.get(tracked_runs.PROCESSOR, device) if device == "cpu" else device,
+        seconds=round(60 * (train_minutes(run) or 0.0), 1),
+        run_id=run.run_id,
+        date=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds"),
+        versions=versions | ({"revision": revision} if revision else {}),
+    )
+
+
+def _section(section: Section, records: Sequence[Measured]) -> str:
+    figures = [head for head, _ in section.figures]
+    heads = ["system", "theirs", *figures, *(["difference"] if section.compared else [])]
+    heads += ["parameters", "seeds", "hardware", "time", "date", "command", "MLflow run"]
+    baseline = _of(section.rows[0], records)
+    lines = [f"## {section.title}", "", section.text, "", _row(heads), _row(["---"] * len(heads))]
+    for row in section.rows:
+        found = _of(row, records)
+        values = [_shown(name, found) for _, name in section.figures]
+        if section.compared:
+            values.append(_difference(section.compared, row, found, baseline))
+        if not found:
+            values[0] = NOT_RUN
+        lines.append(_row([row.system, row.theirs, *values, *_about(found), f"`{_command(row)}`", _runs(found)]))
     return "\n".join([*lines, ""])
 
 
-def _find(row: Published) -> TrackedRun | None:
-    """Return the newest finished training with exactly the settings of a row, rather one that was measured."""
-    wanted = _training_parameters(run_config(row.preset, cells=[row.cell], changes=row.changes))
-    defaults = _training_parameters(RunConfig())
-    found = [
-        run
-        for run in finished_cells(row.preset, row.cell)
-        # A run from before a key existed has what is that key's default.
-        if all(run.parameters.get(key, defaults[key]) == value for key, value in wanted.items())
+def _shown(name: str, records: Sequence[Measured]) -> str:
+    """Return a figure of one training, or mean and standard deviation of several."""
+    form = FIGURES[name].form
+    values = [record.figures[name] for record in records if name in record.figures]
+    if len(values) > 1:
+        return f"{mean(values):{form}} ± {stdev(values):{form}}"
+    return f"{values[0]:{form}}" if values else "–"
+
+
+def _difference(name: str, row: Published, records: Sequence[Measured], baseline: Sequence[Measured]) -> str:
+    """Return how much higher a figure is than that of the baseline, on average over the seeds that both have."""
+    own = f"{name.replace('_', '_dynamic_', 1)}" if row.config.evaluate.dynamic_rate else name
+    theirs = {record.seed: record.figures.get(name) for record in baseline}
+    pairs = [(record.figures.get(own), theirs.get(record.seed)) for record in records]
+    found = [ours - base for ours, base in pairs if ours is not None and base is not None]
+    return f"{mean(found):+{FIGURES[name].form}}" if found and row.changes else "–"
+
+
+def _about(records: Sequence[Measured]) -> list[str]:
+    """Return parameters, seeds, hardware, time and date."""
+    if not records:
+        return ["–"] * 5
+    parameters = records[0].parameters
+    newest = max(records, key=lambda record: record.moment)
+    return [
+        "–" if parameters is None else f"{parameters:,}",
+        ", ".join(str(record.seed) for record in records),
+        ", ".join(dict.fromkeys(markdown_text(record.hardware) for record in records)),
+        duration(mean(record.seconds for record in records)),
+        f"{newest.moment:%Y-%m-%d}",
     ]
-    measured = [run for run in found if "perplexity" in run.metrics]  # a sweep's trainings are not
-    return next(iter(measured or found), None)
 
 
-def _training_parameters(config: RunConfig) -> dict[str, str]:
-    return {
-        key: parameter_text(value)
-        for key, value in flatten(config).items()
-        if key.split(".")[0] in TRAINING_KEYS and key not in PLACE
-    }
-
-
-def _settings(row: Published) -> str:
-    """Return preset and changed keys, the way they are typed."""
-    return f"`{_command(row).removeprefix('rnnlm run --preset ')}`"
+def _runs(records: Sequence[Measured]) -> str:
+    return ", ".join(f"`{record.run_id}`" for record in records) or "–"
 
 
 def _command(row: Published) -> str:
+    """Return the command that runs a row, the way it is typed."""
     changes = "".join(f" --set {key}={value}" for key, value in row.changes.items())
     cells = "" if PRESETS[row.preset]().cells == (row.cell,) else f" --cells {row.cell}"
     return f"rnnlm run --preset {row.preset}{cells}{changes}"
 
 
-def _figure(name: str, metrics: dict[str, float]) -> str:
-    value = {
-        "train_perplexity": lambda m: f"{m['best/train_perplexity']:.3f}",
-        "valid_perplexity": lambda m: f"{m['best/valid_perplexity']:.2f}",
-        "test_perplexity": lambda m: f"{m['test/perplexity']:.2f}",
-        "test_bits_per_char": lambda m: f"{m['test/bits_per_char']:.3f}",
-        "test_oov_rate": lambda m: f"{m['test/oov_rate']:.2%}",
-        "valid_loss": lambda m: f"{math.log(m['best/valid_perplexity']):.4f}",
-        "valid_bits_per_char": lambda m: f"{m['valid/bits_per_char']:.3f}",
-        "parameters": lambda m: f"{m['model/parameters']:,.0f}",
-    }[name]
-    try:
-        return value(metrics)
-    except KeyError:  # trained, and not measured
-        return "–"
-
-
-def _row(cells: list[str]) -> str:
+def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

@@ -15,10 +15,11 @@ from rnnlm_core.config import NGRAM
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text
 from rnnlm_core.errors import PartialError
+from rnnlm_core.outcomes import Evaluated
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
 from rnnlm_core.vocabulary import BuiltVocabulary
-from tasks import progress, tracked_champion, tracked_inputs, tracked_notes, tracking, workspace
+from tasks import dynamic_evaluation, progress, tracked_champion, tracked_inputs, tracked_notes, tracking, workspace
 from tasks.evaluate import TrackedEvaluation
 from tasks.generate import Samples
 from tasks.progress import News
@@ -29,19 +30,20 @@ from tasks.train import TrackedTraining, minutes
 from tasks.wording import figure
 
 Result = TypeVar("Result")
-CELL_STAGES = ("train", "evaluate", "generate")
+CELL_STAGES = ("train", "evaluate", "generate", "dynamic_evaluation")
 ON_A_WORKER = "train on a worker"
 
 
 @dataclass(frozen=True)
 class CellStages:
-    """The three stages of one cell, under way."""
+    """The stages of one cell, under way."""
 
     train: PrefectFuture[TrackedTraining]
     evaluate: PrefectFuture[TrackedEvaluation]
     generate: PrefectFuture[Samples]
     on_worker: PrefectFuture[None] | None = None
     """The wait for a worker that does the training; the stage `train` then finds it done."""
+    dynamic_evaluation: PrefectFuture[Evaluated] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class CellSummary:
     epochs: int
     cached: bool
     samples: tuple[str, ...]
+    dynamic_perplexity: float | None = None
+    """On the split that `bits_per_char` is of."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class Ledger:
 
     def take_cells(self, cells: Mapping[str, CellStages]) -> None:
         """Wait for the stages of all cells, whichever is first; the failure of one is kept, the others go on."""
-        names = {getattr(stages, stage): (stage, cell) for cell, stages in cells.items() for stage in CELL_STAGES}
+        under_way = {(stage, cell): getattr(stages, stage) for cell, stages in cells.items() for stage in CELL_STAGES}
+        names = {future: name for name, future in under_way.items() if future is not None}
         # First: if a worker fails, its reason is the reason.
         names = {stages.on_worker: (ON_A_WORKER, cell) for cell, stages in cells.items() if stages.on_worker} | names
         for future in as_completed(list(names)):
@@ -173,6 +178,7 @@ class Ledger:
             {cell: summary.run_id for cell, summary in cells.items()},
             [cell for cell, summary in cells.items() if not summary.cached],
         )
+        self._note_dynamic_evaluations(cells)
         best = tracked_champion.register(cells[compared.best_cell].run_id, self.run.preset, self.run.corpus)
         figures = [self._figures(row, best) for row in compared.rows]
         self._describe_result(cells, compared.best_cell, figures)
@@ -199,6 +205,21 @@ class Ledger:
         if self.failures:
             raise PartlyDoneError(summary, self._reasons())
         return summary
+
+    def _note_dynamic_evaluations(self, cells: Mapping[str, CellSummary]) -> None:
+        settings = {key: value for key, value in self.run.parameters if key.startswith("evaluate.dynamic_")}
+        for cell, summary in cells.items():
+            if (found := self._learnt(cell)) is not None:
+                dynamic_evaluation.note(summary.run_id, found, settings)
+
+    def _learnt(self, cell: str) -> Evaluated | None:
+        found: Evaluated | None = self.results.get(("dynamic_evaluation", cell))
+        return found
+
+    def dynamic_perplexity(self, cell: str) -> float | None:
+        """Return the perplexity of dynamic evaluation, None where nobody has asked for it."""
+        found = self._learnt(cell)
+        return None if found is None else found.perplexity
 
     def _reasons(self) -> str:
         return "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
@@ -234,6 +255,7 @@ class Ledger:
             tokens_per_second=row.tokens_per_second,
             minutes=minutes(trained.trained),
             champion=best.champion and trained.run_id == best.run_id,
+            dynamic_perplexity=self.dynamic_perplexity(row.cell),
         )
 
     def _summary(self, row: Row) -> CellSummary:
@@ -249,6 +271,7 @@ class Ledger:
             epochs=row.epochs,
             cached=cached,
             samples=tuple(sample.text for sample in samples.samples),
+            dynamic_perplexity=self.dynamic_perplexity(row.cell),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flows.comparison import COLUMNS, TrackedCell
+from flows.comparison import DYNAMIC, TrackedCell, columns
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import one_line
 from rnnlm_core.statistics import Statistics
@@ -21,18 +21,25 @@ from tasks.tracked_registry import Version
 from tasks.wording import figure
 from tasks.workspace import PROJECT
 
-NUMBERS = ("train", "valid", "test", "bits/char", "tokens/s", "weights", "parameters", "epochs", "minutes", "version")
+NUMBERS = (
+    "train", "valid", "test", "dynamic", "bits/char", "tokens/s", "weights", "parameters", "epochs", "minutes",
+    "version",
+)  # fmt: skip
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return the comparison of a run's cells; the best is marked."""
-    table = plain_table("cell", "train", "valid", "test", "bits/char", "tokens/s", "weights", "epochs", "cached")
+    dynamic = [DYNAMIC] if any(f["dynamic_perplexity"] is not None for f in summary["cells"].values()) else []
+    table = plain_table(
+        "cell", "train", "valid", "test", *dynamic, "bits/char", "tokens/s", "weights", "epochs", "cached"
+    )
     for cell, f in summary["cells"].items():
         table.add_row(
             f"{cell} *" if cell == summary["best_cell"] else cell,
             figure(f["train_perplexity"]),
             figure(f["valid_perplexity"]),
             figure(f["test_perplexity"]),
+            *(figure(f["dynamic_perplexity"]) for _ in dynamic),
             figure(f["bits_per_char"]),
             f"{f['tokens_per_second']:,.0f}",
             f"{f['parameters']:,}",
@@ -54,12 +61,13 @@ def verdict_line(summary: dict[str, Any]) -> str:
 
 def runs_table(cells: Sequence[TrackedCell]) -> Table:
     """Return tracked cell runs, one line each."""
-    table = plain_table("started", *COLUMNS, "corpus", "preset", "status", "run id")
+    heads = columns([cell.figures for cell in cells])
+    table = plain_table("started", *heads, "corpus", "preset", "status", "run id")
     for cell in cells:
         run = cell.run
         table.add_row(
             moment(run.started),
-            *cell.figures.texts,
+            *(cell.figures.texts[column] for column in heads),
             run.tags.get("rnnlm.corpus", "?"),
             run.tags.get("rnnlm.preset", "?"),
             run.status.lower(),

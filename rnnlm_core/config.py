@@ -247,6 +247,25 @@ class EvaluateConfig:
 
     split: Literal["train", "valid", "test"] = "test"
     """Which part of the text."""
+    dynamic_rate: float = _option(0.0, at_least=0.0, at_most=1e6)
+    """Learning rate of dynamic evaluation (Mikolov et al. 2010, Krause et al. 2018): a copy of the model goes on
+    learning from each segment of the split once that is measured; its figure stands beside the other. 0 = off."""
+    dynamic_rule: Literal["sgd", "rms"] = "rms"
+    """What the rate is multiplied with: the gradient (`sgd`), or the gradient divided, weight by weight, by its root
+    mean square over the training split (`rms`)."""
+    dynamic_decay: float = _option(0.0, at_least=0.0, at_most=1.0)
+    """How far each update pulls the weights back to the trained ones; `rms`: in proportion to that root mean square."""
+    dynamic_steps: int = _option(5, at_least=1)
+    """Tokens of a segment."""
+
+    @property
+    def static(self) -> "EvaluateConfig":
+        """The same without dynamic evaluation."""
+        return EvaluateConfig(split=self.split)
+
+    def cache_identity(self) -> dict[str, Any]:
+        """What is off changes nothing."""
+        return dataclasses.asdict(self) if self.dynamic_rate else {"split": self.split}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,8 +373,8 @@ def has_effect(key: str, values: Mapping[str, Any]) -> bool:
 
 
 def concerns(cell: str, key: str) -> bool:
-    """Whether a key says anything of a cell: those of `model` and `train` are of networks or of n-grams."""
-    return not key.startswith(("model.", "train.")) or (key in OF_NGRAMS) == (cell == NGRAM)
+    """Whether a key says anything of a cell: most of training and dynamic evaluation is of networks or of n-grams."""
+    return not key.startswith(("model.", "train.", "evaluate.dynamic")) or (key in OF_NGRAMS) == (cell == NGRAM)
 
 
 def check(config: RunConfig) -> None:
@@ -652,6 +671,7 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     """Return, of each key that needs others, whether they are as it needs them, and why it has no effect if not."""
     level, schedule, drawn = values["tokenizer.level"], values["train.schedule"], values["generate.temperature"] > 0
     beam = values["generate.beam"] > 1
+    dynamic = values["evaluate.dynamic_rate"] > 0, "without dynamic evaluation: set evaluate.dynamic_rate above 0"
     conditions = {
         **_dropout_conditions(values),
         "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
@@ -677,6 +697,9 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
         ),
         "train.cuda_graph": (not (uncaptured := _why_not_captured(values)), uncaptured),
         "train.decay_after": (schedule == "step", f"with schedule {schedule}: use train.schedule=step"),
+        "evaluate.dynamic_rule": dynamic,
+        "evaluate.dynamic_decay": dynamic,
+        "evaluate.dynamic_steps": dynamic,
         "generate.seed": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_k": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),
         "generate.top_p": (drawn, "at temperature 0 (greedy): set generate.temperature above 0"),

@@ -6,6 +6,7 @@ exp of the mean negative log-likelihood over the whole stream, the state carried
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary
 from rnnlm_core.errors import DataError
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import LanguageModel, Model, load_model
+from rnnlm_core.model import LanguageModel, Model, SavedModel, load_model
 from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.output_loss import MOST_LOGITS
 from rnnlm_core.store import Handle, Store
@@ -28,14 +29,23 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     `bits_per_char` = nats of the whole stream / ln 2 / characters behind the predicted tokens. Raises `DataError` when
     the ids of the corpus are not those the model knows.
     """
-    saved = load_model(store.open(model))
-    folder = store.open(corpus)
-    if saved.about.get("vocabulary") != corpus_vocabulary(folder):
-        raise DataError("model and corpus have different vocabularies", f"{model}, {corpus}", "train on this corpus")
-    facts = corpus_facts(folder)[split]
+    saved = open_both(model, corpus, store)
     ids = torch.from_numpy(mapped_ids(corpus, split, len(saved.vocabulary), store))
-    nats = stream_loss(saved.model, ids)
-    loss = nats / (len(ids) - 1)
+    return figures(stream_loss(saved.model, ids), len(ids), store.path(corpus), split)
+
+
+def open_both(model: Handle, corpus: Handle, store: Store, device: str = "cpu") -> SavedModel:
+    """Return a model whose ids are those of a corpus, which is opened as well; raises `DataError` for others."""
+    saved = load_model(store.open(model), device)
+    if saved.about.get("vocabulary") != corpus_vocabulary(store.open(corpus)):
+        raise DataError("model and corpus have different vocabularies", f"{model}, {corpus}", "train on this corpus")
+    return saved
+
+
+def figures(nats: float, num_tokens: int, corpus: Path, split: str) -> Evaluated:
+    """Return what a loss of the whole stream comes to, on a split of a corpus."""
+    facts = corpus_facts(corpus)[split]
+    loss = nats / (num_tokens - 1)
     return Evaluated(
         split=split,
         loss=loss,
@@ -43,8 +53,8 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
         # A split of a few bytes may end within its first character.
         bits_per_char=nats / math.log(2) / facts.predicted_chars if facts.predicted_chars else math.inf,
         oov_rate=facts.oov_rate,
-        num_tokens=len(ids),
-        eos=corpus_conventions(folder)[0].about["eos"],
+        num_tokens=num_tokens,
+        eos=corpus_conventions(corpus)[0].about["eos"],
     )
 
 

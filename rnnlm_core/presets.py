@@ -98,6 +98,19 @@ def shakespeare() -> RunConfig:
     )
 
 
+def shakespeare_best() -> RunConfig:
+    """tinyshakespeare, an LSTM of 7.5 M parameters beside nanoGPT's Transformer of 10.65 M (1.4697 nats)."""
+    small = shakespeare()
+    return replace(
+        small,
+        cells=("lstm",),
+        model=ModelConfig(hidden_size=768, num_layers=2, embedding_size=128, dropout=0.5),
+        train=TrainConfig(
+            epochs=30, num_steps=128, learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=500
+        ),
+    )
+
+
 def ptb_zaremba_small() -> RunConfig:
     """Penn Treebank words, the small LSTM of Zaremba et al. (2014): published test perplexity 114.5 to 115.9."""
     return RunConfig(
@@ -113,15 +126,107 @@ def ptb_zaremba_small() -> RunConfig:
     )  # fmt: skip
 
 
+def ptb_zaremba_medium() -> RunConfig:
+    """Penn Treebank words, the medium LSTM of Zaremba et al. (2014), 20 M parameters: published perplexity 82.7."""
+    small = ptb_zaremba_small()
+    return replace(
+        small,
+        model=replace(small.model, hidden_size=650, embedding_size=650, dropout=0.5, init_range=0.05),
+        train=replace(small.train, epochs=39, num_steps=35, decay=1.2, decay_after=6),
+    )
+
+
+def ptb_zaremba_large() -> RunConfig:
+    """Penn Treebank words, the large LSTM of Zaremba et al. (2014), 66 M parameters: published perplexity 78.4."""
+    medium = ptb_zaremba_medium()
+    return replace(
+        medium,
+        model=replace(medium.model, hidden_size=1500, embedding_size=1500, dropout=0.65, init_range=0.04),
+        train=replace(medium.train, epochs=55, decay=1.15, decay_after=14, clip_norm=10.0),
+    )
+
+
+def wikitext2_tied_200() -> RunConfig:
+    """WikiText-2 words, PyTorch's example of a language model, 200 units tied: published test perplexity 100.33."""
+    return RunConfig(
+        cells=("lstm",),
+        corpus=CorpusConfig(name="wikitext-2", split="given"),
+        tokenizer=TokenizerConfig(level="word", eos="line"),
+        model=ModelConfig(
+            hidden_size=200, num_layers=2, embedding_size=200, dropout=0.2, tie_weights=True, init="uniform"
+        ),
+        train=TrainConfig(
+            epochs=40, batch_size=20, optimizer="sgd", learning_rate=20.0, schedule="plateau", decay=4.0, clip_norm=0.25
+        ),
+        generate=GenerateConfig(prefixes=("the film was",), length=40, temperature=0.7),
+    )
+
+
+def wikitext2_tied_650() -> RunConfig:
+    """WikiText-2 words, PyTorch's example of a language model, 650 units tied: published test perplexity 86.68."""
+    small = wikitext2_tied_200()
+    return replace(small, model=replace(small.model, hidden_size=650, embedding_size=650, dropout=0.5))
+
+
+def ptb_budget_lstm() -> RunConfig:
+    """Penn Treebank words, LSTM of 13 M parameters: test perplexity 78.93 in Bai, Kolter and Koltun (2018)."""
+    return _ptb_budget("lstm", 640)
+
+
+def ptb_budget_gru() -> RunConfig:
+    """Penn Treebank words, GRU of 13 M parameters: test perplexity 92.48 in Bai, Kolter and Koltun (2018)."""
+    return _ptb_budget("gru", 704)
+
+
+def ptb_budget_rnn() -> RunConfig:
+    """Penn Treebank words, RNN of 13 M parameters: test perplexity 114.50 in Bai, Kolter and Koltun (2018)."""
+    return _ptb_budget("rnn", 944)
+
+
+def _ptb_budget(cell: str, hidden_size: int) -> RunConfig:
+    """Return one recipe for all cells: only the width differs, so that all have the same number of parameters."""
+    base = ptb_zaremba_small()
+    return replace(
+        base,
+        cells=(cell,),
+        model=ModelConfig(
+            hidden_size=hidden_size, num_layers=2, embedding_size=hidden_size, dropout=0.5, tie_weights=True
+        ),
+        train=TrainConfig(epochs=40, batch_size=20, learning_rate=1e-3, schedule="cosine", warmup_steps=500),
+    )
+
+
+def ptb_chars() -> RunConfig:
+    """Penn Treebank characters, LSTM of 3 M parameters: 1.36 bits per character in Bai, Kolter and Koltun (2018)."""
+    return RunConfig(
+        cells=("lstm",),
+        corpus=CorpusConfig(name="ptb", split="given"),
+        model=ModelConfig(hidden_size=476, num_layers=2, embedding_size=128, dropout=0.1),
+        train=TrainConfig(
+            epochs=20, num_steps=128, learning_rate=2e-3, weight_decay=0.01, schedule="cosine", warmup_steps=500
+        ),
+        generate=GenerateConfig(prefixes=(" the company said",), length=200, temperature=0.7),
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "quickstart": quickstart,
     "smoke": smoke,
     "time-machine": time_machine,
     "time-machine-words": time_machine_words,
     "shakespeare": shakespeare,
+    "shakespeare-best": shakespeare_best,
     "d2l-time-machine": d2l_time_machine,
     "lyrics": lyrics,
     "ptb-zaremba-small": ptb_zaremba_small,
+    "ptb-zaremba-medium": ptb_zaremba_medium,
+    "ptb-zaremba-large": ptb_zaremba_large,
+    "wikitext2-tied-200": wikitext2_tied_200,
+    "wikitext2-tied-650": wikitext2_tied_650,
+    "ptb-budget-lstm": ptb_budget_lstm,
+    "ptb-budget-gru": ptb_budget_gru,
+    "ptb-budget-rnn": ptb_budget_rnn,
+    "ptb-chars": ptb_chars,
 }
 
 

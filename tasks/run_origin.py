@@ -1,23 +1,27 @@
-"""Where a run comes from: who asked for it, with what, from which revision, and where Prefect shows it."""
+"""Where a run comes from: who asked for it, with what, on what, from which revision, and where Prefect shows it."""
 
 import functools
 import getpass
+import platform
 import subprocess
+from importlib import metadata
+from pathlib import Path
 
 from prefect.runtime import deployment
 from prefect.utilities.urls import url_for
 
 from tasks import workspace
+from tasks.tracked_runs import PROCESSOR, REVISION, VERSIONS
 
 
 def origin(preset: str, command: str) -> dict[str, str]:
-    """Return the tags that fill MLflow's columns User, Source and Version."""
+    """Return the tags that fill MLflow's columns User, Source and Version, and say what figures and times depend on."""
     scheduled = str(deployment.name or "")
     source = {
         "mlflow.source.type": "JOB" if scheduled else "LOCAL",
         "mlflow.source.name": scheduled or f"{command} --preset {preset}",
     }
-    return {**source, **_user(), **_revision()}
+    return {**source, **_user(), **_revision(), **_machine()}
 
 
 def prefect_link(flow_run_id: str) -> dict[str, str]:
@@ -58,4 +62,23 @@ def _revision() -> dict[str, str]:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
+    return {REVISION: done.stdout.strip()}
+
+
+@functools.cache
+def _machine() -> dict[str, str]:
+    cores = workspace.cpu_slots()
+    return {
+        PROCESSOR: f"{_processor()}, {cores} core{'s' * (cores != 1)}",
+        VERSIONS: f"python {platform.python_version()}, torch {metadata.version('torch')}",
+    }
+
+
+def _processor() -> str:
+    """Return the processor by the name that its maker gave it, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

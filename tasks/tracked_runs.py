@@ -15,6 +15,10 @@ MINUTES = "perf/train_minutes"
 TEXT = "rnnlm.text_sha256"
 CONFIG = "rnnlm.config_sha256"
 VERDICT = "rnnlm.verdict"
+DYNAMIC = "rnnlm.dynamic_evaluation"
+PROCESSOR = "rnnlm.processor"
+VERSIONS = "rnnlm.versions"
+REVISION = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True)

@@ -42,18 +42,38 @@ def compare(
 
 def results(
     output: Annotated[Path | None, typer.Option(help="Write the page to this file instead of printing it.")] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECTION", help="Print the commands of the rows not run yet instead, or of `all` sections."
+        ),
+    ] = None,
 ) -> None:
-    """Print the published figures that were reproduced, theirs beside ours, from the tracked runs."""
+    """Print the published figures that were reproduced, theirs beside ours.
+
+    What was measured elsewhere or earlier is read from the file `.json` beside the page (docs/results.json if none is
+    written), the rest from the tracked runs; with `--output` the file takes up what is new.
+    """
+    from rnnlm_core.errors import UsageError
     from tasks import workspace
 
     if output is not None:
+        if missing is not None:
+            raise UsageError("`--missing` writes no page", f"--output {output}", "leave out one of the two")
+        if output.suffix == ".json":
+            raise UsageError("the page must not be called as its records are", str(output), "call it …md")
         check_writable(output)
     workspace.prepare_environment()
-    from flows.results import results_page
+    from flows.measured import read_measured, write_measured
+    from flows.results import missing_commands, results_page, with_tracked
     from rnnlm_core.store import write_atomically
 
-    page = results_page()
-    if output is None:
-        typer.echo(page, nl=False)
+    place = (output or workspace.PROJECT / "docs" / "results.md").with_suffix(".json")
+    records = with_tracked(read_measured(place))
+    if missing is not None:
+        typer.echo("".join(f"{command}\n" for command in missing_commands(records, missing)), nl=False)
+    elif output is None:
+        typer.echo(results_page(records), nl=False)
     else:
-        write_atomically(output.resolve(), page.encode())
+        write_measured(place, records)
+        write_atomically(output.resolve(), results_page(records).encode())

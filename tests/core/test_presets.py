@@ -1,10 +1,36 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
+import torch
 
 from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import CELLS, check, flatten, override
 from rnnlm_core.errors import ConfigError, UsageError
 from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.presets import PRESETS, run_config
+
+ONE_CELL = {
+    "shakespeare-best": ("lstm",),
+    "ptb-zaremba-small": ("lstm",),
+    "ptb-zaremba-medium": ("lstm",),
+    "ptb-zaremba-large": ("lstm",),
+    "wikitext2-tied-200": ("lstm",),
+    "wikitext2-tied-650": ("lstm",),
+    "ptb-budget-lstm": ("lstm",),
+    "ptb-budget-gru": ("gru",),
+    "ptb-budget-rnn": ("rnn",),
+    "ptb-chars": ("lstm",),
+}
+"""Presets of a published figure of one cell."""
+PTB_WORDS, PTB_CHARACTERS, SHAKESPEARE_CHARACTERS = 10_000, 51, 66
+"""Sizes of vocabularies."""
+
+
+def parameters(vocabulary_size: int, preset: str, cell: str = "lstm", **changes: Any) -> int:
+    config = run_config(preset, changes={key.replace("__", "."): value for key, value in changes.items()})
+    with torch.device("meta"):
+        return num_parameters(LanguageModel(cell, vocabulary_size, config.model))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -22,7 +48,7 @@ def test_every_preset_survives_flattening(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_its_cells_on_a_named_corpus(name: str) -> None:
     config = PRESETS[name]()
-    assert config.cells == (("lstm",) if name == "ptb-zaremba-small" else CELLS)
+    assert config.cells == ONE_CELL.get(name, CELLS)
     assert config.corpus.name in CATALOGUE
 
 
@@ -92,10 +118,68 @@ def test_the_settings_of_zaremba_s_small_model() -> None:
     assert {key: flat[key] for key in expected} == expected
 
 
-def test_zaremba_s_small_model_has_4_65_million_parameters() -> None:
-    """Embedding 2,000,000, each layer 321,600 (with the two biases of `torch.nn`), output 2,010,000."""
-    model = LanguageModel("lstm", 10_000, run_config("ptb-zaremba-small").model)
-    assert num_parameters(model) == 4_653_200
+@pytest.mark.parametrize(
+    ("preset", "exact", "published"),
+    [
+        # Embedding, layers (with the two biases of `torch.nn`), output.
+        ("ptb-zaremba-small", 2_000_000 + 2 * 321_600 + 2_010_000, 4.65e6),
+        ("ptb-zaremba-medium", 6_500_000 + 2 * 3_385_200 + 6_510_000, 20e6),
+        ("ptb-zaremba-large", 15_000_000 + 2 * 18_012_000 + 15_010_000, 66e6),
+        ("wikitext2-tied-200", 2_000_000 + 2 * 321_600 + 10_000, 2.65e6),
+        ("wikitext2-tied-650", 6_500_000 + 2 * 3_385_200 + 10_000, 13.3e6),
+    ],
+)
+def test_the_numbers_of_parameters_are_the_published_ones(preset: str, exact: int, published: float) -> None:
+    assert parameters(PTB_WORDS, preset) == exact == pytest.approx(published, rel=0.012)
+
+
+def test_the_largest_tied_example_has_51_million_parameters() -> None:
+    wide = {"model__hidden_size": 1500, "model__embedding_size": 1500}
+    assert parameters(PTB_WORDS, "wikitext2-tied-650", **wide) == pytest.approx(51.0e6, rel=0.002)
+
+
+def test_the_same_budget_is_the_same_for_every_cell() -> None:
+    sizes = [parameters(PTB_WORDS, f"ptb-budget-{cell}", cell) for cell in CELLS]
+    assert sizes == [pytest.approx(13e6, rel=0.01)] * 3
+    assert max(sizes) / min(sizes) < 1.01
+    recipes = [PRESETS[f"ptb-budget-{cell}"]() for cell in CELLS]
+    same = [replace(one, cells=(), model=replace(one.model, hidden_size=1, embedding_size=1)) for one in recipes]
+    assert same[0] == same[1] == same[2]
+
+
+def test_the_models_of_characters_have_their_budgets() -> None:
+    sizes = {"lstm": 476, "gru": 552, "rnn": 968}
+    for cell, size in sizes.items():
+        assert parameters(PTB_CHARACTERS, "ptb-chars", cell, model__hidden_size=size) == pytest.approx(3e6, rel=0.01)
+    assert parameters(SHAKESPEARE_CHARACTERS, "shakespeare-best") <= 10.65e6
+
+
+def test_the_settings_of_zaremba_s_larger_models() -> None:
+    medium, large = (run_config(f"ptb-zaremba-{size}") for size in ("medium", "large"))
+    shapes = [
+        (m.hidden_size, m.embedding_size, m.num_layers, m.dropout, m.init, m.init_range)
+        for m in (medium.model, large.model)
+    ]
+    assert shapes == [(650, 650, 2, 0.5, "uniform", 0.05), (1500, 1500, 2, 0.65, "uniform", 0.04)]
+    rates = [(t.epochs, t.decay, t.decay_after, t.clip_norm) for t in (medium.train, large.train)]
+    assert rates == [(39, 1.2, 6, 5.0), (55, 1.15, 14, 10.0)]
+    for train in (medium.train, large.train):
+        assert (train.batch_size, train.num_steps, train.optimizer, train.learning_rate) == (20, 35, "sgd", 1.0)
+        assert (train.schedule, train.loss) == ("step", "steps")
+
+
+def test_the_settings_of_pytorch_s_example() -> None:
+    small, large = (run_config(f"wikitext2-tied-{size}") for size in (200, 650))
+    shapes = [
+        (m.hidden_size, m.embedding_size, m.num_layers, m.dropout, m.tie_weights, m.init, m.init_range)
+        for m in (small.model, large.model)
+    ]
+    assert shapes == [(200, 200, 2, 0.2, True, "uniform", 0.1), (650, 650, 2, 0.5, True, "uniform", 0.1)]
+    assert small.train == large.train
+    train = small.train
+    assert (train.epochs, train.batch_size, train.num_steps, train.optimizer) == (40, 20, 35, "sgd")
+    assert (train.learning_rate, train.schedule, train.decay, train.clip_norm) == (20.0, "plateau", 4.0, 0.25)
+    assert (small.corpus.name, small.corpus.split, small.tokenizer.eos) == ("wikitext-2", "given", "line")
 
 
 def test_the_first_edition_s_lyrics_are_10_000_characters() -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 
 from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import KNOWN_CELLS, check, flatten
+from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.published import SECTIONS, Published, Section
 
@@ -17,14 +19,14 @@ every_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda section:
 
 def trained(row: Published) -> dict[str, Any]:
     """Return every key that a row's training has."""
-    return flatten(run_config(row.preset, cells=[row.cell], changes=row.changes))
+    return flatten(row.config)
 
 
 @every_row
 def test_a_row_s_preset_cell_and_changes_are_a_valid_config(row: Published) -> None:
     assert row.preset in PRESETS
     assert row.cell in KNOWN_CELLS
-    config = run_config(row.preset, cells=[row.cell], changes=row.changes)
+    config = row.config
     check(config)
     assert config.corpus.name in CATALOGUE
 
@@ -40,14 +42,32 @@ def test_a_row_changes_what_its_preset_has_not_yet(row: Published) -> None:
 @every_row
 def test_a_row_s_changes_can_be_typed(row: Published) -> None:
     typed = {key: str(value) for key, value in row.changes.items()}
-    assert run_config(row.preset, cells=[row.cell], changes=typed) == run_config(
-        row.preset, cells=[row.cell], changes=row.changes
-    )
+    assert run_config(row.preset, cells=[row.cell], changes=typed) == row.config
 
 
-def test_no_two_rows_are_the_same_training() -> None:
-    trainings = [(row.preset, tuple(sorted((key, str(value)) for key, value in trained(row).items()))) for row in ROWS]
-    assert len(set(trainings)) == len(trainings) == len(ROWS)
+@every_section
+def test_no_two_rows_of_a_section_are_the_same(section: Section) -> None:
+    rows = [(row.cell, tuple(sorted((key, str(value)) for key, value in trained(row).items()))) for row in section.rows]
+    assert len(set(rows)) == len(rows)
+    assert len({row.system for row in section.rows}) == len(rows)
+
+
+def test_a_section_that_compares_begins_with_what_it_compares_with() -> None:
+    (section,) = [section for section in SECTIONS if section.compared]
+    baseline, *rows = section.rows
+    assert not baseline.changes
+    assert section.compared in dict(section.figures).values()
+    assert all((row.preset, row.cell) == (baseline.preset, baseline.cell) and row.changes for row in rows)
+    assert all("train.seed" not in row.changes for row in rows)
+
+
+def test_the_reduced_budgets_are_the_same_as_well() -> None:
+    sizes = []
+    for row in ROWS:
+        if row.system.endswith("reduced"):
+            with torch.device("meta"):
+                sizes.append(num_parameters(LanguageModel(row.cell, 10_000, row.config.model)))
+    assert sizes == [pytest.approx(2e6, rel=0.01)] * 3
 
 
 @every_section
@@ -62,7 +82,7 @@ def test_a_section_says_what_it_shows(section: Section) -> None:
 @every_section
 def test_a_figure_is_one_that_the_rows_are_measured_on(section: Section) -> None:
     for row in section.rows:
-        config = run_config(row.preset, cells=[row.cell], changes=row.changes)
+        config = row.config
         for _, name in section.figures:
             split = name.partition("_")[0]
             if split in ("train", "valid", "test"):

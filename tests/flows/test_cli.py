@@ -632,11 +632,31 @@ def test_the_results_page_is_printed_or_written(rnnlm: Callable[..., Answer], tr
     assert printed.code == 0, printed
     assert printed.err == ""
     assert printed.out.startswith("# Results\n")
-    assert "- 2 x 200 LSTM: `rnnlm run --preset ptb-zaremba-small`\n" in printed.out
-    path = tmp_path / "results.md"
-    written = rnnlm("results", "--output", path)
-    assert (written.code, written.out, written.err) == (0, "", "")
+    assert "`eb28759521dc48b68b8bbed9e2d25814`" in printed.out  # a record of the repository, whatever is tracked here
+    path, records = tmp_path / "results.md", tmp_path / "results.json"
+    for _ in range(2):
+        written = rnnlm("results", "--output", path)
+        assert (written.code, written.out, written.err) == (0, "", "")
+        assert path.read_text(encoding="utf-8").startswith("# Results\n")
+        assert json.loads(records.read_text(encoding="utf-8")) == {"format": 1, "rows": []}
+    shutil.copyfile(workspace.PROJECT / "docs" / "results.json", records)
+    assert rnnlm("results", "--output", path).code == 0
     assert path.read_text(encoding="utf-8") == printed.out
+    records.write_text("{}")
+    refused(rnnlm("results", "--output", path), 4, "measured figures must be of format 1", str(records))
+
+
+def test_missing_rows_are_printed_as_commands(rnnlm: Callable[..., Answer], trained: Any, tmp_path: Path) -> None:
+    answer = rnnlm("results", "--missing", "wikitext")
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert lines
+    assert all(line.startswith("rnnlm run --preset wikitext2-") for line in lines)
+    refused(rnnlm("results", "--missing", "nothing"), 2, "unknown section: nothing", "Ablations")
+    path = tmp_path / "results.md"
+    refused(rnnlm("results", "--missing", "all", "--output", path), 2, "`--missing` writes no page")
+    refused(rnnlm("results", "--output", tmp_path / "x.json"), 2, "the page must not be called as its records are")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("place", ["", "nowhere/results.md"])

@@ -31,6 +31,7 @@ FIGURES = {
     "valid_perplexity",
     "test_perplexity",
     "bits_per_char",
+    "dynamic_perplexity",
     "tokens_per_second",
     "parameters",
     "epochs",

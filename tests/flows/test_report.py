@@ -140,6 +140,15 @@ def test_the_page_is_whole_and_shows_what_a_run_came_to() -> None:
     assert "train.epochs 2" in page.text
 
 
+def test_a_column_of_dynamic_evaluation_is_there_where_somebody_asked() -> None:
+    learnt = Page(render(a_report(cells=(cell("rnn"), cell("gru", dynamic_perplexity=6.25)))))
+    assert learnt.mistakes == []
+    assert "test dynamic bits/char" in learnt.text
+    assert "gru * 5.250 6.500 7.125 6.250 2.833" in learnt.text
+    assert "rnn 5.250 6.500 7.125 – 2.833" in learnt.text
+    assert "dynamic" not in Page(render(a_report())).text
+
+
 def test_nothing_is_loaded_and_nothing_is_run() -> None:
     address = "https://mlflow.example/"
     page = Page(render(a_report(source=Source("shakespeare", "catalogue", "", ()), tracking_uri=address)))

@@ -49,6 +49,31 @@ def test_the_markdown_table_has_a_row_per_cell_and_the_columns_of_the_other_tabl
     assert lines[3] == "| [gru](#run) | concise | 4,711 | 5.250 | 6.500 | 7.125 | 2.833 | 12,346 | 1,234.6 | yes |"
 
 
+def test_a_column_of_dynamic_evaluation_is_there_where_somebody_asked() -> None:
+    rnn = CellFigures("rnn", "scratch", 12, 5.5, None, 7.5, 3.0, 99.4, None, False)
+    gru = CellFigures("gru", "concise", 12, 5.25, 6.5, 7.125, 2.8, 12345.6, 1.0, True, 6.75)
+    lines = markdown_table([rnn, gru]).splitlines()
+    assert "| test | dynamic | bits/char |" in lines[0]
+    assert lines[1].count("|") == lines[2].count("|") == 12
+    assert "| 7.500 | – | 3.000 |" in lines[2]
+    assert "| 7.125 | 6.750 | 2.800 |" in lines[3]
+    assert "dynamic" not in markdown_table([rnn])
+    learnt = replace(SUMMARY, cells={"rnn": RNN, "gru": replace(GRU, dynamic_perplexity=6.75)})
+    assert "dynamic" not in text_of(tables.summary_table(SUMMARY.as_json()))
+    rows = {
+        line.split()[0]: line.split()
+        for line in text_of(tables.summary_table(learnt.as_json())).splitlines()
+        if line.strip()
+    }
+    assert rows["cell"][3:6] == ["test", "dynamic", "bits/char"]
+    assert rows["gru"][4:7] == ["7.125", "6.750", "2.833"]
+    tags = {"rnnlm.cell": "gru", "rnnlm.evaluated_split": "valid"}
+    metrics = {"valid/dynamic_perplexity": 6.75, "test/dynamic_perplexity": 1.0, "perf/train_minutes": 1.0}
+    tracked = of_runs([TrackedRun("run-1", "FINISHED", 0.0, tags, metrics, {})], set())
+    assert " 6.750 " in text_of(tables.runs_table(tracked))
+    assert tracked[0].as_json()["dynamic_perplexity"] == 6.75
+
+
 def test_the_summary_as_json_is_plain_data() -> None:
     plain = SUMMARY.as_json()
     assert json.loads(json.dumps(plain))["cells"]["gru"]["samples"] == ["the end"]

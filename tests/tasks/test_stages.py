@@ -20,6 +20,7 @@ from tasks import workspace
 from tasks.compare import compare
 from tasks.corpus import corpus
 from tasks.download import download
+from tasks.dynamic_evaluation import dynamic_evaluation
 from tasks.evaluate import TrackedEvaluation, evaluate
 from tasks.generate import Samples, generate
 from tasks.progress import News
@@ -30,7 +31,9 @@ from tasks.tracking_database import client
 from tasks.train import TrackedTraining, train
 from tasks.vocabulary import vocabulary
 
-STAGES = (download, tokenize, statistics, vocabulary, corpus, train, evaluate, generate, compare)
+STAGES = (
+    download, tokenize, statistics, vocabulary, corpus, train, evaluate, dynamic_evaluation, generate, compare,
+)  # fmt: skip
 GREEDY = GenerateConfig(prefixes=("the time ", "we "), length=5)
 
 
@@ -52,7 +55,7 @@ def test_each_stage_keys_by_the_core_module_it_runs() -> None:
 
 def test_the_stages_of_a_cell_are_shown_with_it() -> None:
     shown = {stage.name: stage.task_run_name for stage in STAGES if stage.task_run_name}
-    of_cells = {name: f"{name} {{cell}}" for name in ("train", "evaluate", "generate")}
+    of_cells = {name: f"{name} {{cell}}" for name in ("train", "evaluate", "dynamic_evaluation", "generate")}
     assert shown == {stage.name: stage.name for stage in STAGES} | of_cells
 
 

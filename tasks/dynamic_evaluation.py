@@ -1,0 +1,46 @@
+"""Stage `dynamic_evaluation`: measure a trained cell that goes on learning from what it is measured on."""
+
+from collections.abc import Mapping
+
+from rnnlm_core.config import EvaluateConfig
+from rnnlm_core.corpus import Corpus
+from rnnlm_core.errors import Stopped
+from rnnlm_core.outcomes import Evaluated
+from tasks import tracking, workspace
+from tasks.caching import stage
+from tasks.places import place
+from tasks.stopping import stop_requested
+from tasks.tracked_runs import DYNAMIC
+from tasks.train import TrackedTraining
+
+
+@stage("rnnlm_core.dynamic_evaluation", Evaluated, task_run_name="dynamic_evaluation {cell}")
+def dynamic_evaluation(
+    cell: str, training: TrackedTraining, corpus: Corpus, config: EvaluateConfig, device: str
+) -> Evaluated:
+    """Return the figures of a copy of a cell that learns from each segment once that is measured."""
+    from rnnlm_core import dynamic_evaluation as core
+
+    def check() -> None:
+        if stop_requested.is_set():
+            raise Stopped("dynamic evaluation stopped", cell, "run the same command again: it begins anew")
+
+    model, store = training.trained.model, workspace.store()
+    with place(device, 1, cell) as (where, _):
+        return core.evaluate_dynamically(model, corpus.handle, config, store, device=where, check=check)
+
+
+def note(run_id: str, evaluated: Evaluated, settings: Mapping[str, str]) -> None:
+    """Write the figures and the settings that made them into the run of a cell, in the place of earlier ones.
+
+    No part of the stage: a flow that finds it done says again which settings were asked for last.
+    """
+    tracking.log_metrics(
+        run_id,
+        {
+            f"{evaluated.split}/dynamic_perplexity": evaluated.perplexity,
+            f"{evaluated.split}/dynamic_loss": evaluated.loss,
+            f"{evaluated.split}/dynamic_bits_per_char": evaluated.bits_per_char,
+        },
+    )
+    tracking.set_tags(run_id, {DYNAMIC: " ".join(f"{key}={value}" for key, value in settings.items())})

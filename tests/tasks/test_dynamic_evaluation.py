@@ -1,0 +1,54 @@
+"""The stage `dynamic_evaluation`: what its key depends on, where its figures go, and when it gives up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rnnlm_core.config import EvaluateConfig
+from rnnlm_core.errors import Stopped
+from tasks.caching import cache_key
+from tasks.dynamic_evaluation import dynamic_evaluation, note
+from tasks.evaluate import evaluate
+from tasks.stopping import stop_requested
+from tasks.tracking import FlowRun
+from tasks.tracking_database import client
+from tasks.train import TrackedTraining
+
+LEARNING = EvaluateConfig(dynamic_rate=0.001)
+
+
+@pytest.fixture
+def trained(parent: FlowRun, train_cell: Callable[..., TrackedTraining]) -> TrackedTraining:
+    return train_cell("gru", parent)
+
+
+def test_what_is_off_is_no_part_of_a_key() -> None:
+    def key(config: Any) -> str | None:
+        return cache_key("evaluate", {"config": config}, "rnnlm_core.evaluate")
+
+    before_the_keys_were = {"split": "valid"}
+    assert key(EvaluateConfig(split="valid")) == key(before_the_keys_were)
+    assert key(EvaluateConfig(split="valid", dynamic_rate=0.1).static) == key(before_the_keys_were)
+    settings = [LEARNING, EvaluateConfig(dynamic_rate=0.02), EvaluateConfig(dynamic_rate=0.001, dynamic_rule="sgd"),
+                EvaluateConfig(dynamic_rate=0.001, dynamic_decay=0.1),
+                EvaluateConfig(dynamic_rate=0.001, dynamic_steps=6), EvaluateConfig()]  # fmt: skip
+    assert len({key(config) for config in settings}) == len(settings)
+
+
+def test_the_figure_stands_beside_the_static_one(built: Any, trained: TrackedTraining) -> None:
+    static = evaluate.fn("gru", trained, built.corpus, LEARNING.static).evaluated
+    learnt = dynamic_evaluation.fn("gru", trained, built.corpus, LEARNING, "cpu")
+    note(trained.run_id, learnt, {"evaluate.dynamic_rate": "0.001", "evaluate.dynamic_rule": "rms"})
+    data = client().get_run(trained.run_id).data
+    assert data.metrics["test/perplexity"] == data.metrics["perplexity"] == static.perplexity
+    assert data.metrics["test/dynamic_perplexity"] == learnt.perplexity < static.perplexity
+    assert data.metrics["test/dynamic_loss"] == learnt.loss
+    assert data.metrics["test/dynamic_bits_per_char"] == learnt.bits_per_char
+    assert data.tags["rnnlm.dynamic_evaluation"] == "evaluate.dynamic_rate=0.001 evaluate.dynamic_rule=rms"
+
+
+def test_who_is_asked_to_stop_stops(built: Any, trained: TrackedTraining) -> None:
+    stop_requested.set()
+    with pytest.raises(Stopped, match="dynamic evaluation stopped: gru: run the same command again"):
+        dynamic_evaluation.fn("gru", trained, built.corpus, LEARNING, "cpu")
