@@ -16,7 +16,7 @@ from rnnlm_core.partition import sequential_batches
 from rnnlm_core.train import fit
 
 V = 11
-MODEL = ModelConfig(hidden_size=8, num_layers=2, embedding_size=5)
+MODEL = ModelConfig(hidden_size=8, num_layers=2, embedding_size=5, dropout=0.4)
 CONFIG = TrainConfig(
     epochs=1, batch_size=4, num_steps=5, seed=3, device="cpu", optimizer="sgd", learning_rate=0.5, clip_norm=0.0,
     activation_regularization=2.0, temporal_activation_regularization=1.5,
@@ -41,14 +41,14 @@ def test_a_single_step_has_no_difference() -> None:
 
 
 def by_hand(config: TrainConfig) -> LanguageModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = LanguageModel("gru", V, MODEL)
+    torch.manual_seed(config.seed)  # of the weights, then of the dropout
+    model = LanguageModel("gru", V, MODEL)
     state = model.initial_state(4)
     for x, y in sequential_batches(IDS, 4, 5, torch.Generator().manual_seed(config.seed)):
-        h, state = model.hidden_states(x, detach(state))
-        loss = F.cross_entropy(model.output(h).flatten(0, 1), y.t().reshape(-1).long())
-        loss = loss + config.activation_regularization * h.pow(2).mean()
+        h, state = model.last_outputs(x, detach(state))
+        dropped = F.dropout(h, 0.4)
+        loss = F.cross_entropy(model.output(dropped).flatten(0, 1), y.t().reshape(-1).long())
+        loss = loss + config.activation_regularization * dropped.pow(2).mean()
         loss = loss + config.temporal_activation_regularization * (h[1:] - h[:-1]).pow(2).mean()
         loss = loss * (5 if config.loss == "steps" else 1)
         gradients = torch.autograd.grad(loss, list(model.parameters()))

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnlm_core.cells import STEPS, gru_step_reset_before
-from rnnlm_core.config import CELLS, ModelConfig
+from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
 from rnnlm_core.dropout import VariationalDropout, drop_rows
 from rnnlm_core.model import LanguageModel
+from rnnlm_core.train import fit
 
 V = 11
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -149,6 +150,17 @@ def test_each_minibatch_has_its_own_masks_and_evaluation_none() -> None:
     plain = LanguageModel("lstm", V, ModelConfig(hidden_size=6, num_layers=2, embedding_size=5)).double().eval()
     plain.set_weights(model.weights())
     assert torch.equal(model.eval()(ids, state)[0], plain(ids, state)[0])
+
+
+@pytest.mark.parametrize("way", ["auto", "autograd"])
+def test_masks_work_in_lower_precision(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNLM_RECURRENCE", way)  # autograd: the layers of torch.nn, in bfloat16
+    ids = torch.arange(2000).remainder(V).int()
+    model = ModelConfig(**{**EVERY.__dict__, "hidden_size": 32, "embedding_size": 16})
+    config = TrainConfig(epochs=4, batch_size=8, num_steps=10, learning_rate=0.02, device="cpu", precision="bfloat16")
+    last = fit("lstm", V, ids, ids[:100], model, config).history[-1]
+    assert last.valid_perplexity is not None
+    assert last.valid_perplexity < 1.5
 
 
 def test_a_place_without_a_rate_of_its_own_has_the_common_one() -> None:
