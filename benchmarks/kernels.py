@@ -16,7 +16,7 @@ def kernels(
     """Print the kernels of a short training on noise, those of the recurrence among them."""
     import torch
 
-    from rnnlm_core.config import override
+    from rnnlm_core.config_values import override
     from rnnlm_core.errors import UsageError
     from rnnlm_core.model import pick_device
     from rnnlm_core.precision import kernel_names

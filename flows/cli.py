@@ -105,7 +105,7 @@ def _usage_message(error: Any) -> str:
     """Return what Typer says of a mistake, on one line; of an unknown option, what may have been meant."""
     if not hasattr(error, "possibilities") or not hasattr(error, "option_name"):
         return one_line(error.format_message())
-    from rnnlm_core.config import close_keys
+    from rnnlm_core.config_values import close_keys
 
     options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")]
     keys = close_keys(error.option_name.lstrip("-")) if "--set" in options else []

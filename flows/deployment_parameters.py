@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.deployment_shape import rule
 from flows.deployment_text import below
-from rnnlm_core.config import RunConfig, read_value
+from rnnlm_core.config import RunConfig
+from rnnlm_core.config_values import read_value
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import ConfigError, RnnlmError, suggestion
 from rnnlm_core.presets import run_config

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rnnlm_core.cells import State
-from rnnlm_core.config import GenerateConfig, prefix_mistake, unicode_mistake
+from rnnlm_core.config import GenerateConfig
+from rnnlm_core.config_rules import prefix_mistake, unicode_mistake
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.model import Model, SavedModel, load_model
 from rnnlm_core.normalize import normalizer

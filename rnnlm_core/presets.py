@@ -13,8 +13,8 @@ from rnnlm_core.config import (
     RunConfig,
     TokenizerConfig,
     TrainConfig,
-    override,
 )
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import unknown_name
 
 

@@ -12,7 +12,8 @@ from typing import get_args, get_type_hints
 
 import torch
 
-from rnnlm_core.config import GenerateConfig, unicode_mistake
+from rnnlm_core.config import GenerateConfig
+from rnnlm_core.config_rules import unicode_mistake
 from rnnlm_core.errors import UsageError, unknown_name
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.generate import Check, Warn, check_known

@@ -9,17 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rnnlm_core.config import (
-    NGRAM,
-    OF_NGRAMS,
-    PLACE,
-    ModelConfig,
-    RunConfig,
-    flatten,
-    has_effect,
-    override,
-    read_value,
-)
+from rnnlm_core.config import NGRAM, OF_NGRAMS, PLACE, ModelConfig, RunConfig, flatten
+from rnnlm_core.config_rules import has_effect
+from rnnlm_core.config_values import override, read_value
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.errors import ConfigError, one_line
 from rnnlm_core.presets import run_config

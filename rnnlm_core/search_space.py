@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rnnlm_core.config import PLACE, RunConfig, flatten, read_value
+from rnnlm_core.config import PLACE, RunConfig, flatten
+from rnnlm_core.config_values import read_value
 from rnnlm_core.errors import ConfigError, one_line
 
 Value = str | int | float | bool

@@ -16,7 +16,8 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
-from rnnlm_core.config import RunConfig, flatten, override
+from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import RnnlmError, UsageError, unknown_name
 from rnnlm_core.generate import continue_texts
 from rnnlm_core.model import SavedModel, load_model

@@ -16,7 +16,7 @@ from typing import Any
 from mlflow import environment_variables
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from rnnlm_core.config import concerns
+from rnnlm_core.config_rules import concerns
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import RnnlmError, Stopped
 from rnnlm_core.outcomes import Epoch

@@ -35,7 +35,8 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream", help="Print each token as soon as it is there.")] = False,
 ) -> None:
     """Print the prefix and its continuation."""
-    from rnnlm_core.config import GenerateConfig, RunConfig, override
+    from rnnlm_core.config import GenerateConfig, RunConfig
+    from rnnlm_core.config_values import override
 
     settings: dict[str, Any] = {
         "generate.length": length,

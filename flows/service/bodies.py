@@ -9,7 +9,9 @@ from typing import Any, NoReturn, get_type_hints
 from starlette.requests import ClientDisconnect, Request
 
 from flows.service.limits import Limits, Refused
-from rnnlm_core.config import GenerateConfig, RunConfig, override, prefix_mistake
+from rnnlm_core.config import GenerateConfig, RunConfig
+from rnnlm_core.config_rules import prefix_mistake
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError, UsageError, suggestion, unknown_name
 
 SETTINGS = tuple(item.name for item in fields(GenerateConfig) if item.name != "prefixes")

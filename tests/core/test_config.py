@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rnnlm_core.config import PLACE, CorpusConfig, ModelConfig, RunConfig, TrainConfig, check, flatten, override
+from rnnlm_core.config import PLACE, CorpusConfig, ModelConfig, RunConfig, TrainConfig, flatten
+from rnnlm_core.config_rules import check
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError
 from rnnlm_core.presets import run_config
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnlm_core.config import RunConfig, override
+from rnnlm_core.config import RunConfig
+from rnnlm_core.config_values import override
 from rnnlm_core.download import Source, resolve
 from rnnlm_core.errors import DataError, ResourceError, UsageError
 from rnnlm_core.inspection import check_split, inspect

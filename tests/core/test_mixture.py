@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rnnlm_core import output_loss
-from rnnlm_core.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig, override
+from rnnlm_core.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.generate import continue_text

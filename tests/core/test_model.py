@@ -284,7 +284,7 @@ def test_a_model_from_before_a_key_existed_is_read(tmp_path: Path) -> None:
     content = json.loads((tmp_path / ABOUT).read_text())
     newer = [key.removeprefix("model.") for key, _ in NEWER if key.startswith("model.")]
     content["model"] = {key: value for key, value in content["model"].items() if key not in newer}
-    assert len(newer) == 8
+    assert len(newer) == 10
     (tmp_path / ABOUT).write_text(json.dumps(content))
     assert load_model(tmp_path).model.config == model.config
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from rnnlm_core.catalogue import CATALOGUE
-from rnnlm_core.config import CELLS, check, flatten, override
+from rnnlm_core.config import CELLS, flatten
+from rnnlm_core.config_rules import check
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError, UsageError
 from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.presets import PRESETS, run_config

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rnnlm_core.catalogue import CATALOGUE
-from rnnlm_core.config import KNOWN_CELLS, check, flatten
+from rnnlm_core.config import KNOWN_CELLS, flatten
+from rnnlm_core.config_rules import check
 from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.published import SECTIONS, Published, Section

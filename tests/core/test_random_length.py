@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from rnnlm_core import train as train_module
 from rnnlm_core.checkpoint import Snapshot
-from rnnlm_core.config import SHORTEST_BPTT, ModelConfig, RunConfig, TrainConfig, override
+from rnnlm_core.config import SHORTEST_BPTT, ModelConfig, RunConfig, TrainConfig
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError
 from rnnlm_core.model import LanguageModel, detach
 from rnnlm_core.partition import random_length_batches

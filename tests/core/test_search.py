@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rnnlm_core import presets
-from rnnlm_core.config import ModelConfig, RunConfig, check, flatten
+from rnnlm_core.config import ModelConfig, RunConfig, flatten
+from rnnlm_core.config_rules import check
 from rnnlm_core.errors import ConfigError, UsageError
 from rnnlm_core.presets import PRESETS, run_config
 from rnnlm_core.search import NEWER, Plan, difference, make_plan

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig, override
+from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig
+from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError, DataError, UsageError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.model import LanguageModel, SavedModel, load_model, num_parameters, save_model

@@ -21,7 +21,8 @@ import pytest
 
 from flows import cli
 from rnnlm_core import catalogue
-from rnnlm_core.config import GenerateConfig, override
+from rnnlm_core.config import GenerateConfig
+from rnnlm_core.config_values import override
 from rnnlm_core.generate import continue_text
 from rnnlm_core.model import load_model
 from rnnlm_core.presets import run_config
