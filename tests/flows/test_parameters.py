@@ -47,7 +47,7 @@ def test_what_is_watched_must_be_named() -> None:
     ("given", "said"),
     [
         ({"preset": "smokey"}, "preset"),
-        ({"cells": ["lstn"]}, "'rnn', 'gru' or 'lstm'"),
+        ({"cells": ["lstn"]}, "'rnn', 'gru', 'lstm' or 'ngram'"),
         ({"tolerance": -1}, "greater than or equal to 0"),
         ({"changes": {"train.epochz": 3}}, "Extra inputs are not permitted"),
         ({"changes": {"train.epochs": "3"}}, "valid integer"),
