@@ -135,7 +135,8 @@ SECTIONS = (
             "published at 24 M parameters are those of the Mogrifier LSTM, a cell that this package does not have: "
             "51.4 / 50.1, with dynamic evaluation 44.9 / 44.8."
         ),
-        figures=(("valid", "valid_perplexity"), ("test", "test_perplexity")),
+        figures=(("valid", "valid_perplexity"), ("test", "test_perplexity"),
+                 ("test, dynamic", "test_dynamic_perplexity")),
         rows=(
             Published("5-gram, Kneser-Ney", "– / 141.2", "ptb-zaremba-small", "ngram"),
             Published("Zaremba small, 2 x 200", "121.4 / 114.5–115.9", "ptb-zaremba-small", "lstm"),
@@ -147,6 +148,8 @@ SECTIONS = (
             Published("PyTorch example, 2 x 1500, tied", "– / 72.30", "wikitext2-tied-650", "lstm",
                       _sized(1500) | {"corpus.name": "ptb", "model.dropout": 0.65}),
             Published("Zaremba large, 2 x 1500", "82.2 / 78.4", "ptb-zaremba-large", "lstm"),
+            Published("AWD-LSTM", "60.0 / 58.8", "ptb-awd", "lstm"),
+            Published("AWD-LSTM, dynamic evaluation", "51.6 / 51.1", "ptb-awd", "lstm", DYNAMIC),
         ),
     ),
     Section(
