@@ -16,7 +16,15 @@ from flows.deployment_text import below
 from rnnlm_core.errors import ConfigError, suggestion
 
 KINDS = ("cron", "interval", "rrule")
-VARIABLES = ("RNNLM_HOME", "RNNLM_MIRROR", "RNNLM_CHECKPOINT_SECONDS", "DO_NOT_TRACK")
+VARIABLES = (
+    "RNNLM_HOME",
+    "RNNLM_MIRROR",
+    "RNNLM_STORE",
+    "RNNLM_CHECKPOINT_SECONDS",
+    "RNNLM_GPU_SLOTS",
+    "RNNLM_RECURRENCE",
+    "DO_NOT_TRACK",
+)
 """What a run reads from its environment, beside the settings of Prefect and MLflow."""
 ALIKE = 0.85
 

@@ -123,9 +123,14 @@ def checkpoint_seconds() -> float:
     return seconds
 
 
+def cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cpu_slots() -> int:
     """Return how many trainings fit on this machine's processors at once, one thread each."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return len(cores())
 
 
 def gpu_slots() -> int:

@@ -19,9 +19,14 @@ from tasks.stopping import stop_requested
 pytestmark = pytest.mark.usefixtures("bare_home")
 
 
+@pytest.fixture(autouse=True)
+def _counted_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "COUNT_SECONDS", 0.0)
+
+
 def free(device: str) -> int:
     """Return how many places of a device are free."""
-    there = places._free(device, workspace.cpu_slots() if device == "cpu" else workspace.gpu_slots())
+    there = [one for one in places._places(device) if places._acquired(one.lock)]
     places._release(there)
     return len(there)
 
@@ -44,7 +49,7 @@ def waits(wanted: str) -> Iterator[None]:
 
 
 def test_a_training_alone_has_every_core_and_several_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 5)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(5)))
     found = []
     with place("cpu") as (_, threads):
         found.append(cores_of_each())
@@ -55,7 +60,7 @@ def test_a_training_alone_has_every_core_and_several_share_them(monkeypatch: pyt
 
 
 def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 2)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(2)))
     lock, all_in = threading.Lock(), threading.Barrier(2)
     now, most = 0, 0
 
@@ -81,7 +86,7 @@ def test_trainings_side_by_side_are_no_more_than_the_places(monkeypatch: pytest.
 
 
 def test_a_training_of_several_processes_has_a_core_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 4)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(4)))
     assert [number_of_places("cpu", processes) for processes in (1, 2, 3, 9)] == [4, 2, 1, 1]
     with place("cpu", 3) as found:
         assert found == ("cpu", 1)
@@ -93,7 +98,7 @@ def test_a_training_of_several_processes_has_a_core_for_each(monkeypatch: pytest
 
 
 def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 3)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(3)))
 
     def work() -> None:
         for _ in range(20):
@@ -110,7 +115,7 @@ def test_trainings_of_several_processes_do_not_wait_for_each_other_for_ever(monk
 
 
 def test_a_place_is_free_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 1)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(1)))
     for _ in range(3):
         with pytest.raises(RuntimeError, match="broken"), place("cpu"):
             raise RuntimeError("broken")
@@ -122,6 +127,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RNNLM_GPU_SLOTS", raising=False)
     monkeypatch.setattr("rnnlm_core.model.pick_device", lambda name: torch.device(name.replace("auto", "cuda")))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(places, "_uuid", lambda gpu: gpu)
 
 
 def take(places: ExitStack, wanted: str) -> str:
@@ -211,7 +217,7 @@ with place("cpu"):
 def test_the_places_of_a_home_are_those_of_all_its_processes(
     heard: list[News], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 2)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(2)))
     monkeypatch.setattr(places, "TELL_SECONDS", 0.0)
     other = subprocess.Popen([sys.executable, "-c", OTHER], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
@@ -229,7 +235,7 @@ def test_the_places_of_a_home_are_those_of_all_its_processes(
 
 
 def test_who_waits_for_a_place_stops_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 1)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(1)))
     monkeypatch.setattr(stop_requested, "is_set", lambda: True)
     with place("cpu"), pytest.raises(Stopped, match="training stopped: gru: run the same"), place("cpu", 1, "gru"):
         pass
@@ -237,7 +243,7 @@ def test_who_waits_for_a_place_stops_when_it_is_asked_to(monkeypatch: pytest.Mon
 
 
 def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "cpu_slots", lambda: 1)
+    monkeypatch.setattr(workspace, "cores", lambda: list(range(1)))
     served: list[int] = []
 
     def work(number: int) -> None:
@@ -248,8 +254,44 @@ def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
     with place("cpu"):
         for number, thread in enumerate(threads):
             thread.start()
-            while len(places._waiting["cpu"]) <= number:
+            while len(places._OfThisProcess.waiting["cpu"]) <= number:
                 time.sleep(0.01)
     for thread in threads:
         thread.join(timeout=60)
     assert served == [0, 1, 2, 3]
+
+
+def test_a_training_of_several_processes_has_its_turn_among_many_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of another process never leave two cores free at once."""
+    monkeypatch.setattr(workspace, "cores", lambda: [0, 1])
+    busy = [places._places("cpu") for _ in range(2)]
+    first, second = busy[0][0].lock, busy[1][1].lock
+    assert places._acquired(first)
+    assert places._acquired(second)
+    came = threading.Event()
+
+    def work() -> None:
+        with place("cpu", 2):
+            came.set()
+
+    waiting = threading.Thread(target=work)
+    waiting.start()
+    while not places._OfThisProcess.waiting["cpu"]:
+        time.sleep(0.01)
+    first.release()
+    time.sleep(5 * places.POLL_SECONDS)
+    assert not places._acquired(first)  # it is kept for who waits
+    assert cores_of_each() == 1
+    assert not came.is_set()
+    second.release()
+    assert came.wait(timeout=60)
+    waiting.join()
+    assert free("cpu") == 2
+
+
+def test_processes_on_different_cores_do_not_share_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "cores", lambda: [0])
+    with place("cpu"):
+        assert free("cpu") == 0
+        monkeypatch.setattr(workspace, "cores", lambda: [1])
+        assert free("cpu") == 1
