@@ -13,7 +13,7 @@ from rnnlm_core.presets import run_config
 
 SCRATCH = {"model.implementation": "scratch"}
 REDUCED = {"corpus.max_tokens": 100_000, "train.epochs": 12}
-DYNAMIC = {"evaluate.dynamic_rate": 5e-5, "evaluate.dynamic_decay": 2e-3}
+DYNAMIC = {"evaluate.dynamic_rate": 5e-5, "evaluate.dynamic_decay": 0.01, "evaluate.dynamic_steps": 20}
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ SECTIONS = (
             Published("as the preset is", "–", "time-machine", "lstm"),
             Published("dynamic evaluation", "–", "time-machine", "lstm", DYNAMIC),
             Published("dynamic evaluation, SGD", "–", "time-machine", "lstm",
-                      {"evaluate.dynamic_rule": "sgd", "evaluate.dynamic_rate": 0.1}),
+                      {"evaluate.dynamic_rule": "sgd", "evaluate.dynamic_rate": 0.03, "evaluate.dynamic_steps": 20}),
             Published("without dropout", "–", "time-machine", "lstm", {"model.dropout": 0.0}),
             Published("embedding of 320", "–", "time-machine", "lstm", {"model.embedding_size": 320}),
             Published("embedding of 320, weights tied", "–", "time-machine", "lstm",
