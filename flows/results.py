@@ -6,7 +6,7 @@ What the tracking database has is added to the records first.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import log
+from math import isfinite, log
 from statistics import mean, stdev
 
 from flows.measured import DYNAMIC_KEYS, SEED, Measured, changed, merged, settings_of
@@ -167,9 +167,10 @@ def _shown(name: str, records: Sequence[Measured]) -> str:
     """Return a figure of one training, or mean and standard deviation of several."""
     form = FIGURES[name].form
     values = [record.figures[name] for record in records if name in record.figures]
-    if len(values) > 1:
-        return f"{mean(values):{form}} ± {stdev(values):{form}}"
-    return f"{values[0]:{form}}" if values else "–"
+    if not values:
+        return "–"
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 and all(map(isfinite, values)) else ""
+    return f"{mean(values):{form}}{spread}"
 
 
 def _difference(name: str, row: Published, records: Sequence[Measured], baseline: Sequence[Measured]) -> str:

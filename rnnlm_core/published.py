@@ -14,7 +14,8 @@ from rnnlm_core.presets import run_config
 SCRATCH = {"model.implementation": "scratch"}
 REDUCED = {"corpus.max_tokens": 100_000, "train.epochs": 12}
 SGD = {"train.optimizer": "sgd", "train.learning_rate": 2.0, "train.schedule": "constant", "train.weight_decay": 0.0}
-DYNAMIC = {"evaluate.dynamic_rate": 5e-5, "evaluate.dynamic_decay": 2e-3}
+DYNAMIC = {"evaluate.dynamic_rate": 5e-5, "evaluate.dynamic_decay": 0.01, "evaluate.dynamic_steps": 20}
+OF_WORDS = {"evaluate.dynamic_rate": 5e-5, "evaluate.dynamic_decay": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ SECTIONS = (
                       _sized(1500) | {"corpus.name": "ptb", "model.dropout": 0.65}),
             Published("Zaremba large, 2 x 1500", "82.2 / 78.4", "ptb-zaremba-large", "lstm"),
             Published("AWD-LSTM", "60.0 / 58.8", "ptb-awd", "lstm"),
-            Published("AWD-LSTM, dynamic evaluation", "51.6 / 51.1", "ptb-awd", "lstm", DYNAMIC),
+            Published("AWD-LSTM, dynamic evaluation", "51.6 / 51.1", "ptb-awd", "lstm", OF_WORDS),
         ),
     ),
     Section(
@@ -212,7 +213,7 @@ SECTIONS = (
             Published("as the preset is", "–", "time-machine", "lstm"),
             Published("dynamic evaluation", "–", "time-machine", "lstm", DYNAMIC),
             Published("dynamic evaluation, SGD", "–", "time-machine", "lstm",
-                      {"evaluate.dynamic_rule": "sgd", "evaluate.dynamic_rate": 0.1}),
+                      {"evaluate.dynamic_rule": "sgd", "evaluate.dynamic_rate": 0.03, "evaluate.dynamic_steps": 20}),
             Published("variational dropout", "–", "time-machine", "lstm", {"model.variational_dropout": True}),
             Published("embedding dropout 0.1", "–", "time-machine", "lstm", {"model.dropout_embedding": 0.1}),
             Published("weight drop 0.3", "–", "time-machine", "lstm", {"model.weight_drop": 0.3}),

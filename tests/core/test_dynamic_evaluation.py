@@ -128,8 +128,7 @@ def test_the_given_model_stays_as_it_is_and_the_same_again_is_the_same() -> None
     assert losses[0] == losses[1]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.weights().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert model.training
-    assert model.dropout.training
+    assert all(module.training for module in model.modules())
 
 
 def test_a_rate_that_is_too_high_is_told_with_the_remedy() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -211,6 +212,12 @@ def test_several_seeds_are_one_row_with_mean_and_deviation(train: Train) -> None
     assert shown[1] == "1.250 ± 0.354"
     assert shown[3] == "0, 7"
     assert shown[-1] == ", ".join(f"`{run_id}`" for run_id in runs)
+
+
+def test_an_infinite_perplexity_of_one_seed_is_that_of_the_row() -> None:
+    records = [record(ROW), record(ROW, seed=1, figures={"train_perplexity": math.inf})]
+    assert rows(results_page(records))["GRU"][1] == "inf"
+    assert rows(results_page(records[:1]))["GRU"][1] == "1.250"
 
 
 # What lasts
