@@ -225,6 +225,10 @@ class TrainConfig:
         largest_offset = self.num_steps if self.partition == "sequential" else self.num_steps - 1
         return self.batch_size * self.num_steps + largest_offset + 1
 
+    def updates_of(self, num_tokens: int) -> int:
+        """Return about how many updates an epoch of so many tokens has: its random offset may cost a minibatch."""
+        return max(1, -(-(num_tokens // (self.batch_size * self.num_steps)) // self.accumulate))
+
     def for_cell(self, cell: str) -> "TrainConfig":
         """Return what of the config one cell depends on: nothing for n-grams, which the processor counts."""
         return TrainConfig(device="cpu") if cell == NGRAM else self

@@ -114,6 +114,11 @@ def _rules(config: RunConfig) -> Iterator[str]:
             f"`train.patience` must be below train.epochs ({config.train.epochs}) to have an effect. "
             f"Got {config.train.patience}"
         )
+    if config.train.optimizer == "nt-asgd" and 0 < config.train.patience <= config.train.non_monotone:
+        yield (
+            f"`train.patience` must be above train.non_monotone ({config.train.non_monotone}) with "
+            f"train.optimizer=nt-asgd, or no average is ever made. Got {config.train.patience}"
+        )
     if any(not token for token in config.generate.stop):
         yield "`generate.stop` must hold no empty token. Got ''"
     for key, why in without_effect(config):

@@ -7,8 +7,11 @@ from rnnlm_core.config import TrainConfig
 from rnnlm_core.outcomes import Epoch
 
 
-def learning_rate(config: TrainConfig, history: Sequence[Epoch], update: int, updates: int) -> float:
-    """Return the learning rate of update `update` (from 0) of `updates` in the epoch that follows `history`."""
+def learning_rate(config: TrainConfig, history: Sequence[Epoch], update: float, updates: int) -> float:
+    """Return the learning rate of update `update` (from 0) of `updates` in the epoch that follows `history`.
+
+    An epoch with fewer or more updates than others gives them as parts of the usual number.
+    """
     done = len(history) * updates + update
     rate = config.learning_rate
     if config.schedule == "cosine":

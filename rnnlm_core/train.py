@@ -3,7 +3,6 @@
 The loop is `trainer.py`'s. Progress leaves through a callable.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -221,7 +220,7 @@ def _check_length(num_tokens: int, config: TrainConfig, warn: Callable[[str], No
             "the training split",
             "give a longer text, or lower train.batch_size or train.num_steps",
         )
-    updates = math.ceil(num_tokens // (config.batch_size * config.num_steps) / config.accumulate)
+    updates = config.updates_of(num_tokens)
     if config.warmup_steps >= config.epochs * updates:
         warn(
             f"the training ends before its warm-up: {config.epochs * updates} updates, "

@@ -112,7 +112,9 @@ class Trainer:
         begun = time.perf_counter() - (self.place.seconds if self.place else 0.0)
         batches, place = self._begin_epoch()
         updates = len(place.norms)
-        rates = [learning_rate(config, self.history, update, updates) for update in range(updates)]
+        # Of lengths that are drawn, epochs have different numbers: the schedule goes by the share of the epoch.
+        usual = updates if config.bptt == "fixed" else config.updates_of(len(self.train_ids))
+        rates = [learning_rate(config, self.history, update * usual / updates, usual) for update in range(updates)]
         if self.updates is not None:
             # Without a carried state the buffers stay zero: what the last minibatch left must not come into them.
             state = place.state if config.partition == "sequential" else self.initial_state()

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +180,25 @@ def test_on_a_gpu_it_is_told_that_nothing_is_captured() -> None:
     assert told == [
         "slower than it could be, without a CUDA graph: with train.bptt=random minibatches differ in length"
     ]
+
+
+def test_a_warm_up_rises_update_by_update_however_many_an_epoch_has() -> None:
+    config = TrainConfig(
+        epochs=4, batch_size=2, num_steps=6, bptt="random", device="cpu", optimizer="sgd", warmup_steps=10**6
+    )
+    trainer = Trainer("rnn", 7, torch.arange(900) % 7, None, ModelConfig(hidden_size=3), config, torch.device("cpu"))
+    rates: list[float] = []
+    update = trainer._update
+
+    def note(place: Any, batches: Any, together: int, rate: float) -> None:
+        rates.append(rate)
+        update(place, batches, together, rate)
+
+    trainer._update = note
+    counts = []
+    for _ in range(config.epochs):
+        before = len(rates)
+        trainer.run_epoch(lambda: None)
+        counts.append(len(rates) - before)
+    assert len(set(counts)) > 1
+    assert rates == sorted(rates)

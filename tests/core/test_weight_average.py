@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
-from rnnlm_core.config import ModelConfig, TrainConfig
-from rnnlm_core.errors import Stopped
+from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig
+from rnnlm_core.config_values import override
+from rnnlm_core.errors import ConfigError, Stopped
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.snapshot import restore, take_snapshot
 from rnnlm_core.store import Store
@@ -179,3 +180,10 @@ def test_a_training_too_short_to_average_is_told() -> None:
     for epochs in (3, 4):
         fit("rnn", V, IDS, VALID, MODEL, replace(CONFIG, epochs=epochs), warn=told.append)
     assert ["ends before its weights can be averaged: 3 epochs" in text for text in told] == [True]
+
+
+def test_patience_that_ends_before_the_average_begins_is_refused() -> None:
+    changes = {"train.optimizer": "nt-asgd", "train.epochs": 20, "corpus.split": "80/10/10"}
+    override(RunConfig(), changes | {"train.patience": 6})
+    with pytest.raises(ConfigError, match=r"`train.patience` must be above train.non_monotone \(5\) with"):
+        override(RunConfig(), changes | {"train.patience": 5})
