@@ -26,8 +26,13 @@ TRAIN = torch.randint(0, V, (60,), generator=torch.Generator().manual_seed(1)).i
 SHAPES = {
     "one-hot": ModelConfig(hidden_size=6, num_layers=2),
     "tied": ModelConfig(hidden_size=6, embedding_size=6, tie_weights=True, dropout=0.5),
+    "awd": ModelConfig(
+        hidden_size=6, num_layers=2, embedding_size=4, tie_weights=True, variational_dropout=True, dropout=0.5,
+        dropout_embedding=0.5, weight_drop=0.5,
+    ),
+    "mixture": ModelConfig(hidden_size=6, embedding_size=4, dropout=0.5, mixture=2),
     "scratch": ModelConfig(hidden_size=6, embedding_size=4, implementation="scratch", init="uniform", init_range=0.5),
-}
+}  # fmt: skip
 
 
 def model_of(cell: str = "gru", config: ModelConfig = SHAPES["one-hot"], vocabulary_size: int = V) -> LanguageModel:
