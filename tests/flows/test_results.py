@@ -43,6 +43,7 @@ TWICE_COMMAND = f"{COMMAND} --set model.num_layers=2 --set train.learning_rate=2
 BASE = Published("base", "–", "time-machine", "lstm")
 WIDER = Published("wider", "–", "time-machine", "lstm", {"model.hidden_size": 512})
 LEARNING = Published("dynamic", "–", "time-machine", "lstm", {"evaluate.dynamic_rate": 0.5})
+TAG = "rnnlm.dynamic_evaluation.test"
 TOLD = "evaluate.dynamic_rate=0.5 evaluate.dynamic_rule=rms evaluate.dynamic_decay=0.0 evaluate.dynamic_steps=5"
 
 
@@ -264,7 +265,7 @@ def test_a_difference_is_that_of_the_same_seeds() -> None:
 
 
 def test_dynamic_evaluation_is_a_row_of_the_same_run(train: Train) -> None:
-    run_id = train(BASE, tags={"rnnlm.dynamic_evaluation": TOLD})
+    run_id = train(BASE, tags={TAG: TOLD})
     shown = rows(results_page(with_tracked([])))
     assert shown["base"][1:4] == ["5.13", "–", "–"]
     assert shown["dynamic"][1:4] == ["5.13", "4.62", "-0.50"]
@@ -273,7 +274,13 @@ def test_dynamic_evaluation_is_a_row_of_the_same_run(train: Train) -> None:
 
 @pytest.mark.parametrize("told", ["", TOLD.replace("rate=0.5", "rate=0.25"), TOLD.replace("rms", "sgd")])
 def test_dynamic_evaluation_with_other_settings_fills_no_row(train: Train, told: str) -> None:
-    train(BASE, tags={"rnnlm.dynamic_evaluation": told})
+    train(BASE, tags={TAG: told})
+    assert [one.settings for one in with_tracked([])] == [settings_of(BASE.config)]
+
+
+@pytest.mark.parametrize("tag", ["rnnlm.dynamic_evaluation.valid", "rnnlm.dynamic_evaluation"])
+def test_the_settings_of_another_split_say_nothing_of_a_figure(train: Train, tag: str) -> None:
+    train(BASE, tags={TAG: TOLD.replace("0.5", "0.25"), tag: TOLD})
     assert [one.settings for one in with_tracked([])] == [settings_of(BASE.config)]
 
 
