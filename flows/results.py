@@ -27,8 +27,8 @@ newer one is kept. A row that was measured with several seeds shows mean ± stan
 token, exp of the mean negative log-likelihood; validation and test carry the state over the whole stream. Time is that
 of all epochs of one training, on the hardware of the row.
 
-`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet (`all`: of every
-section); to run them, one after the other, and take up each:
+`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet or lack a figure (`all`: of
+every section); to run them, one after the other, and take up each:
 
 ```
 rnnlm results --missing Ablations | while read -r row; do $row < /dev/null; make results; done
@@ -82,14 +82,29 @@ def with_tracked(records: Sequence[Measured]) -> list[Measured]:
 
 
 def missing_commands(records: Sequence[Measured], name: str) -> list[str]:
-    """Return the commands of the rows that are not run yet, in the order of the page.
+    """Return the commands of the rows that are not run yet or lack a figure, in the order of the page.
 
     `name` is how the titles of the sections begin, in any case, or "all".
     """
     sections = [s for s in SECTIONS if name == "all" or s.title.lower().startswith(name.lower())]
     if not name or not sections:
         raise unknown_name("section", name, [*(section.title for section in SECTIONS), "all"])
-    return [_command(row) for section in sections for row in section.rows if not _of(row, records)]
+    rows = (row for section in sections for row in section.rows)
+    return [_command(row) for row in rows if not any(_asked(row) <= one.figures.keys() for one in _of(row, records))]
+
+
+def _asked(row: Published) -> set[str]:
+    """Return the figures that a measured training of a row must have: all columns of the sections with that row.
+
+    A run with fewer, of another split perhaps, is none of them: as the newest it would take away what was measured.
+    """
+    names = {
+        name
+        for section in SECTIONS
+        if any((one.preset, one.cell, one.changes) == (row.preset, row.cell, row.changes) for one in section.rows)
+        for _, name in section.figures
+    }
+    return {name for name in names if row.config.evaluate.dynamic_rate or not FIGURES[name].dynamic}
 
 
 def _of(row: Published, records: Sequence[Measured]) -> list[Measured]:
@@ -99,8 +114,8 @@ def _of(row: Published, records: Sequence[Measured]) -> list[Measured]:
 
 
 def _tracked(row: Published) -> Iterator[Measured]:
-    """Yield the newest measured run of each seed with exactly the settings of a row."""
-    settings, seeds = settings_of(row.config), set()
+    """Yield the newest run of each seed with exactly the settings of a row and all its figures."""
+    settings, asked, seeds = settings_of(row.config), _asked(row), set()
     dynamic = {key: value for key, value in settings.items() if key.startswith(DYNAMIC_KEYS)}
     training = {key: value for key, value in settings.items() if key not in dynamic}
     for run in finished_cells(row.preset, row.cell):
@@ -109,7 +124,7 @@ def _tracked(row: Published) -> Iterator[Measured]:
         if seed in seeds or "perplexity" not in run.metrics or changed(run.parameters) != training:
             continue
         figures = _figures(run, dynamic)
-        if not dynamic or any(FIGURES[name].dynamic for name in figures):
+        if asked <= figures.keys():
             seeds.add(seed)
             yield _measured(row, run, int(seed), figures)
 

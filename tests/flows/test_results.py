@@ -243,6 +243,24 @@ def test_records_stand_in_the_order_of_the_page_and_unknown_ones_last(home: Path
     assert with_tracked(mixed) == [record(ROW), record(ROW, seed=1), record(TWICE), record(WIDER), elsewhere]
 
 
+def test_a_newer_run_with_fewer_figures_takes_nothing_away(train: Train) -> None:
+    whole = train(BASE)
+    fewer = {name: value for name, value in METRICS.items() if not name.startswith("test/")}
+    train(BASE, metrics=fewer)  # evaluate.split=valid
+    assert [one.run_id for one in with_tracked([])] == [whole]
+    known = record(WIDER)
+    train(WIDER, metrics=fewer)
+    assert known in with_tracked([known])
+
+
+def test_a_training_of_two_tables_has_the_figures_of_both(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Section("Other", "Text.", (("OOV", "test_oov_rate"),), (BASE,))
+    monkeypatch.setattr(results, "SECTIONS", (*results.SECTIONS, other))
+    whole = train(BASE)
+    train(BASE, metrics={name: value for name, value in METRICS.items() if name != "test/oov_rate"})
+    assert [one.run_id for one in with_tracked([])] == [whole]
+
+
 # Comparisons
 
 
@@ -298,6 +316,14 @@ def test_what_is_missing_is_printed_as_commands() -> None:
     for unknown in ("", "nothing"):
         with pytest.raises(UsageError, match="unknown section"):
             missing_commands([], unknown)
+
+
+def test_a_row_that_lacks_a_figure_is_missing() -> None:
+    static = record(LEARNING)
+    assert missing_commands([record(BASE), record(WIDER), static], "abl")[0].endswith("evaluate.dynamic_rate=0.5")
+    learnt = replace(static, figures={**static.figures, "test_dynamic_perplexity": 4.0})
+    assert missing_commands([record(BASE), record(WIDER), learnt], "abl") == []
+    assert len(missing_commands([record(BASE, figures={"valid_perplexity": 4.0}), record(WIDER), learnt], "abl")) == 1
 
 
 # The page itself
