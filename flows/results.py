@@ -27,8 +27,8 @@ newer one is kept. A row that was measured with several seeds shows mean ± stan
 token, exp of the mean negative log-likelihood; validation and test carry the state over the whole stream. Time is that
 of all epochs of one training, on the hardware of the row.
 
-`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet (`all`: of every
-section); to run them, one after the other, and take up each:
+`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet or lack a figure (`all`: of
+every section); to run them, one after the other, and take up each:
 
 ```
 rnnlm results --missing Ablations | while read -r row; do $row < /dev/null; make results; done
@@ -43,10 +43,11 @@ class Figure:
 
     of: Callable[[Mapping[str, float]], float]
     form: str
-    dynamic: bool = False
+    dynamic: str = ""
+    """The split that dynamic evaluation was done on, if that made it."""
 
 
-def _metric(name: str, form: str, dynamic: bool = False) -> Figure:
+def _metric(name: str, form: str, dynamic: str = "") -> Figure:
     return Figure(lambda metrics: metrics[name], form, dynamic)
 
 
@@ -54,7 +55,7 @@ FIGURES = {
     "train_perplexity": _metric("best/train_perplexity", ".3f"),
     "valid_perplexity": _metric("best/valid_perplexity", ".2f"),
     "test_perplexity": _metric("test/perplexity", ".2f"),
-    "test_dynamic_perplexity": _metric("test/dynamic_perplexity", ".2f", dynamic=True),
+    "test_dynamic_perplexity": _metric("test/dynamic_perplexity", ".2f", dynamic="test"),
     "test_bits_per_char": _metric("test/bits_per_char", ".3f"),
     "test_oov_rate": _metric("test/oov_rate", ".2%"),
     "valid_loss": Figure(lambda metrics: log(metrics["best/valid_perplexity"]), ".4f"),
@@ -81,14 +82,29 @@ def with_tracked(records: Sequence[Measured]) -> list[Measured]:
 
 
 def missing_commands(records: Sequence[Measured], name: str) -> list[str]:
-    """Return the commands of the rows that are not run yet, in the order of the page.
+    """Return the commands of the rows that are not run yet or lack a figure, in the order of the page.
 
     `name` is how the titles of the sections begin, in any case, or "all".
     """
     sections = [s for s in SECTIONS if name == "all" or s.title.lower().startswith(name.lower())]
     if not name or not sections:
         raise unknown_name("section", name, [*(section.title for section in SECTIONS), "all"])
-    return [_command(row) for section in sections for row in section.rows if not _of(row, records)]
+    rows = (row for section in sections for row in section.rows)
+    return [_command(row) for row in rows if not any(_asked(row) <= one.figures.keys() for one in _of(row, records))]
+
+
+def _asked(row: Published) -> set[str]:
+    """Return the figures that a measured training of a row must have: all columns of the sections with that row.
+
+    A run with fewer, of another split perhaps, is none of them: as the newest it would take away what was measured.
+    """
+    names = {
+        name
+        for section in SECTIONS
+        if any((one.preset, one.cell, one.changes) == (row.preset, row.cell, row.changes) for one in section.rows)
+        for _, name in section.figures
+    }
+    return {name for name in names if row.config.evaluate.dynamic_rate or not FIGURES[name].dynamic}
 
 
 def _of(row: Published, records: Sequence[Measured]) -> list[Measured]:
@@ -98,35 +114,41 @@ def _of(row: Published, records: Sequence[Measured]) -> list[Measured]:
 
 
 def _tracked(row: Published) -> Iterator[Measured]:
-    """Yield the newest measured run of each seed with exactly the settings of a row."""
-    config = row.config
-    seeds = set()
+    """Yield the newest run of each seed with exactly the settings of a row and all its figures."""
+    settings, asked, seeds = settings_of(row.config), _asked(row), set()
+    dynamic = {key: value for key, value in settings.items() if key.startswith(DYNAMIC_KEYS)}
+    training = {key: value for key, value in settings.items() if key not in dynamic}
     for run in finished_cells(row.preset, row.cell):
         seed = run.parameters.get(SEED, str(RunConfig().train.seed))
         # A sweep's trainings are not measured.
-        if seed not in seeds and "perplexity" in run.metrics and _settings(run, config) == settings_of(config):
+        if seed in seeds or "perplexity" not in run.metrics or changed(run.parameters) != training:
+            continue
+        figures = _figures(run, dynamic)
+        if asked <= figures.keys():
             seeds.add(seed)
-            yield _measured(row, run, int(seed))
+            yield _measured(row, run, int(seed), figures)
 
 
-def _settings(run: TrackedRun, config: RunConfig) -> dict[str, str]:
-    """Return what the figures of a run depend on; dynamic evaluation is no part of it where nobody asks for that."""
-    settings = changed(run.parameters)
-    if config.evaluate.dynamic_rate:
-        asked = run.tags.get(tracked_runs.DYNAMIC, "").split(" ")
-        settings |= changed(dict(one.split("=", 1) for one in asked if one.startswith(DYNAMIC_KEYS)))
-    return settings
-
-
-def _measured(row: Published, run: TrackedRun, seed: int) -> Measured:
-    config = row.config
+def _figures(run: TrackedRun, dynamic: Mapping[str, str]) -> dict[str, float]:
+    """Return the figures of a run; those of dynamic evaluation where it has been done with exactly these settings."""
     figures = {}
     for name, figure in FIGURES.items():
+        if figure.dynamic and (not dynamic or _learnt_with(run, figure.dynamic) != dynamic):
+            continue
         try:
-            if config.evaluate.dynamic_rate or not figure.dynamic:
-                figures[name] = round(figure.of(run.metrics), 6)
+            figures[name] = round(figure.of(run.metrics), 6)
         except KeyError:  # not measured on that split
             continue
+    return figures
+
+
+def _learnt_with(run: TrackedRun, split: str) -> dict[str, str]:
+    """Return with which settings dynamic evaluation was last done on a split."""
+    asked = run.tags.get(tracked_runs.dynamic_tag(split), "").split(" ")
+    return changed(dict(one.split("=", 1) for one in asked if one.startswith(DYNAMIC_KEYS)))
+
+
+def _measured(row: Published, run: TrackedRun, seed: int, figures: dict[str, float]) -> Measured:
     parameters = run.metrics.get("model/parameters")
     versions = dict(one.split(" ", 1) for one in run.tags.get(tracked_runs.VERSIONS, "").split(", ") if " " in one)
     revision = run.tags.get(tracked_runs.REVISION)
@@ -134,7 +156,7 @@ def _measured(row: Published, run: TrackedRun, seed: int) -> Measured:
     return Measured(
         preset=row.preset,
         cell=row.cell,
-        settings=settings_of(config),
+        settings=settings_of(row.config),
         seed=seed,
         figures=figures,
         parameters=None if parameters is None else int(parameters),

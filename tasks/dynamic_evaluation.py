@@ -10,7 +10,7 @@ from tasks import tracking, workspace
 from tasks.caching import stage
 from tasks.places import place
 from tasks.stopping import stop_requested
-from tasks.tracked_runs import DYNAMIC
+from tasks.tracked_runs import dynamic_tag
 from tasks.train import TrackedTraining
 
 
@@ -33,8 +33,11 @@ def dynamic_evaluation(
 def note(run_id: str, evaluated: Evaluated, settings: Mapping[str, str]) -> None:
     """Write the figures and the settings that made them into the run of a cell, in the place of earlier ones.
 
-    No part of the stage: a flow that finds it done says again which settings were asked for last.
+    Each split has a tag of its own, as it has figures of its own. No part of the stage: a flow that finds it done says
+    again which settings were asked for last.
     """
+    tag = dynamic_tag(evaluated.split)
+    tracking.set_tags(run_id, {tag: ""})  # whoever dies in between leaves no figure with the settings of another
     tracking.log_metrics(
         run_id,
         {
@@ -43,4 +46,4 @@ def note(run_id: str, evaluated: Evaluated, settings: Mapping[str, str]) -> None
             f"{evaluated.split}/dynamic_bits_per_char": evaluated.bits_per_char,
         },
     )
-    tracking.set_tags(run_id, {DYNAMIC: " ".join(f"{key}={value}" for key, value in settings.items())})
+    tracking.set_tags(run_id, {tag: " ".join(f"{key}={value}" for key, value in settings.items())})

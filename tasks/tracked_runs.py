@@ -15,10 +15,14 @@ MINUTES = "perf/train_minutes"
 TEXT = "rnnlm.text_sha256"
 CONFIG = "rnnlm.config_sha256"
 VERDICT = "rnnlm.verdict"
-DYNAMIC = "rnnlm.dynamic_evaluation"
 PROCESSOR = "rnnlm.processor"
 VERSIONS = "rnnlm.versions"
 REVISION = "mlflow.source.git.commit"
+
+
+def dynamic_tag(split: str) -> str:
+    """Return the tag of a run that says which settings made its figures of dynamic evaluation on a split."""
+    return f"rnnlm.dynamic_evaluation.{split}"
 
 
 @dataclass(frozen=True)

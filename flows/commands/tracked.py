@@ -45,7 +45,8 @@ def results(
     missing: Annotated[
         str | None,
         typer.Option(
-            metavar="SECTION", help="Print the commands of the rows not run yet instead, or of `all` sections."
+            metavar="SECTION",
+            help="Print the commands of the rows instead that are not run yet or lack a figure, or of `all` sections.",
         ),
     ] = None,
 ) -> None:

@@ -37,7 +37,7 @@ def test_it_is_one_stage_more_and_the_run_of_the_cell_says_what_was_asked_for_la
         assert tracked.metrics["test/dynamic_perplexity"] == learnt
         told = {"rate": 0.001, "rule": rule, "decay": 0.0, "steps": 5}
         shown = " ".join(f"evaluate.dynamic_{key}={value}" for key, value in told.items())
-        assert tracked.tags["rnnlm.dynamic_evaluation"] == shown
+        assert tracked.tags["rnnlm.dynamic_evaluation.test"] == shown
     assert found["rms"] < found["sgd"] < static["test_perplexity"]
     assert train_here == ["rnn"]
 

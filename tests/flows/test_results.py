@@ -44,6 +44,7 @@ TWICE_COMMAND = f"{COMMAND} --set model.num_layers=2 --set train.learning_rate=2
 BASE = Published("base", "–", "time-machine", "lstm")
 WIDER = Published("wider", "–", "time-machine", "lstm", {"model.hidden_size": 512})
 LEARNING = Published("dynamic", "–", "time-machine", "lstm", {"evaluate.dynamic_rate": 0.5})
+TAG = "rnnlm.dynamic_evaluation.test"
 TOLD = "evaluate.dynamic_rate=0.5 evaluate.dynamic_rule=rms evaluate.dynamic_decay=0.0 evaluate.dynamic_steps=5"
 
 
@@ -249,6 +250,24 @@ def test_records_stand_in_the_order_of_the_page_and_unknown_ones_last(home: Path
     assert with_tracked(mixed) == [record(ROW), record(ROW, seed=1), record(TWICE), record(WIDER), elsewhere]
 
 
+def test_a_newer_run_with_fewer_figures_takes_nothing_away(train: Train) -> None:
+    whole = train(BASE)
+    fewer = {name: value for name, value in METRICS.items() if not name.startswith("test/")}
+    train(BASE, metrics=fewer)  # evaluate.split=valid
+    assert [one.run_id for one in with_tracked([])] == [whole]
+    known = record(WIDER)
+    train(WIDER, metrics=fewer)
+    assert known in with_tracked([known])
+
+
+def test_a_training_of_two_tables_has_the_figures_of_both(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Section("Other", "Text.", (("OOV", "test_oov_rate"),), (BASE,))
+    monkeypatch.setattr(results, "SECTIONS", (*results.SECTIONS, other))
+    whole = train(BASE)
+    train(BASE, metrics={name: value for name, value in METRICS.items() if name != "test/oov_rate"})
+    assert [one.run_id for one in with_tracked([])] == [whole]
+
+
 # Comparisons
 
 
@@ -271,7 +290,7 @@ def test_a_difference_is_that_of_the_same_seeds() -> None:
 
 
 def test_dynamic_evaluation_is_a_row_of_the_same_run(train: Train) -> None:
-    run_id = train(BASE, tags={"rnnlm.dynamic_evaluation": TOLD})
+    run_id = train(BASE, tags={TAG: TOLD})
     shown = rows(results_page(with_tracked([])))
     assert shown["base"][1:4] == ["5.13", "–", "–"]
     assert shown["dynamic"][1:4] == ["5.13", "4.62", "-0.50"]
@@ -280,7 +299,13 @@ def test_dynamic_evaluation_is_a_row_of_the_same_run(train: Train) -> None:
 
 @pytest.mark.parametrize("told", ["", TOLD.replace("rate=0.5", "rate=0.25"), TOLD.replace("rms", "sgd")])
 def test_dynamic_evaluation_with_other_settings_fills_no_row(train: Train, told: str) -> None:
-    train(BASE, tags={"rnnlm.dynamic_evaluation": told})
+    train(BASE, tags={TAG: told})
+    assert [one.settings for one in with_tracked([])] == [settings_of(BASE.config)]
+
+
+@pytest.mark.parametrize("tag", ["rnnlm.dynamic_evaluation.valid", "rnnlm.dynamic_evaluation"])
+def test_the_settings_of_another_split_say_nothing_of_a_figure(train: Train, tag: str) -> None:
+    train(BASE, tags={TAG: TOLD.replace("0.5", "0.25"), tag: TOLD})
     assert [one.settings for one in with_tracked([])] == [settings_of(BASE.config)]
 
 
@@ -298,6 +323,14 @@ def test_what_is_missing_is_printed_as_commands() -> None:
     for unknown in ("", "nothing"):
         with pytest.raises(UsageError, match="unknown section"):
             missing_commands([], unknown)
+
+
+def test_a_row_that_lacks_a_figure_is_missing() -> None:
+    static = record(LEARNING)
+    assert missing_commands([record(BASE), record(WIDER), static], "abl")[0].endswith("evaluate.dynamic_rate=0.5")
+    learnt = replace(static, figures={**static.figures, "test_dynamic_perplexity": 4.0})
+    assert missing_commands([record(BASE), record(WIDER), learnt], "abl") == []
+    assert len(missing_commands([record(BASE, figures={"valid_perplexity": 4.0}), record(WIDER), learnt], "abl")) == 1
 
 
 # The page itself

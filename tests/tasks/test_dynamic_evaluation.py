@@ -1,12 +1,16 @@
 """The stage `dynamic_evaluation`: what its key depends on, where its figures go, and when it gives up."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.errors import Stopped
+from rnnlm_core.outcomes import Evaluated
+from tasks import tracking
 from tasks.caching import cache_key
 from tasks.dynamic_evaluation import dynamic_evaluation, note
 from tasks.evaluate import evaluate
@@ -45,7 +49,32 @@ def test_the_figure_stands_beside_the_static_one(built: Any, trained: TrackedTra
     assert data.metrics["test/dynamic_perplexity"] == learnt.perplexity < static.perplexity
     assert data.metrics["test/dynamic_loss"] == learnt.loss
     assert data.metrics["test/dynamic_bits_per_char"] == learnt.bits_per_char
-    assert data.tags["rnnlm.dynamic_evaluation"] == "evaluate.dynamic_rate=0.001 evaluate.dynamic_rule=rms"
+    assert data.tags["rnnlm.dynamic_evaluation.test"] == "evaluate.dynamic_rate=0.001 evaluate.dynamic_rule=rms"
+
+
+def test_each_split_keeps_the_settings_of_its_own_figures(trained: TrackedTraining) -> None:
+    test = Evaluated("test", 1.5, math.exp(1.5), 2.2, 0.0, 100, "none")
+    note(trained.run_id, test, {"evaluate.dynamic_rate": "0.001"})
+    note(trained.run_id, replace(test, split="valid"), {"evaluate.dynamic_rate": "0.5"})
+    tags = client().get_run(trained.run_id).data.tags
+    told = {split: tags[f"rnnlm.dynamic_evaluation.{split}"] for split in ("test", "valid")}
+    assert told == {"test": "evaluate.dynamic_rate=0.001", "valid": "evaluate.dynamic_rate=0.5"}
+
+
+def test_figures_of_which_nobody_has_said_the_settings_have_none(
+    trained: TrackedTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the figures and their settings."""
+    learnt = Evaluated("test", 1.5, math.exp(1.5), 2.2, 0.0, 100, "none")
+    note(trained.run_id, learnt, {"evaluate.dynamic_rate": "0.001"})
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(tracking, "log_metrics", die)
+    with pytest.raises(SystemExit):
+        note(trained.run_id, learnt, {"evaluate.dynamic_rate": "0.5"})
+    assert client().get_run(trained.run_id).data.tags["rnnlm.dynamic_evaluation.test"] == ""
 
 
 def test_who_is_asked_to_stop_stops(built: Any, trained: TrackedTraining) -> None:
