@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -147,6 +148,20 @@ def test_large_ids_are_kept_apart(vocabulary_size: int, block: int, tmp_path: Pa
     heads, pairs = (np.repeat(np.arange(len(one) - 1), np.diff(one)).tolist() for one in first)
     trigrams = [(heads[pair], last[0][pair], word) for pair, word in zip(pairs, last[1], strict=True)]
     assert dict(zip(trigrams, found.grams[1].counts.tolist(), strict=True)) == wanted
+
+
+def test_a_text_of_many_blocks_is_counted_with_few_open_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ids = np.random.default_rng(0).choice(V, 2000)
+    spare = os.open(tmp_path, os.O_RDONLY)  # the lowest number that is free
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 60, most))
+    try:
+        found = counted(ids.tolist(), 3, None, tmp_path, block=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    assert int(found.grams[1].counts.sum()) == 1998
 
 
 # Smoothing
