@@ -10,6 +10,7 @@ trie, which is written to the disk as it grows. In memory: some 200 bytes for ea
 id of the vocabulary. On the disk: the windows that differ within a block, and the trie.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from rnnlm_core.mapped_ids import mapped_type
+from rnnlm_core.store import check_space
 
 BLOCK = 1 << 20
 """Windows that are sorted, n-grams that are worked on at a time; what is counted does not depend on it."""
@@ -133,8 +135,21 @@ def mapped(path: Path, kind: Any) -> np.ndarray:
 
 
 def zeros_on_disk(path: Path, size: int, kind: Any) -> np.ndarray:
-    """Return zeros that are written to the disk as memory gets short."""
-    return np.memmap(path, kind, mode="w+", shape=(size,)) if size else np.empty(0, kind)
+    """Return zeros that are written to the disk as memory gets short.
+
+    Raises `ResourceError`, or OSError, where the disk has no room for all of them.
+    """
+    if not size:
+        return np.empty(0, kind)
+    num_bytes = size * np.dtype(kind).itemsize
+    check_space(path.parent, num_bytes)
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            # A disk that is full when a hole of a mapped file is written to would be a signal, not an error.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            file.truncate(num_bytes)
+    return np.memmap(path, kind, mode="r+", shape=(size,))
 
 
 def _windows(ids: np.ndarray, order: int, start: int, stop: int, kind: Any, line_end: int | None) -> np.ndarray:
