@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnnlm_core.cells import State
 from rnnlm_core.config import GenerateConfig
@@ -223,7 +223,7 @@ def continue_ids(
                 chosen = logits.argmax(dim=1).tolist()
             else:
                 chosen = [
-                    _choose(_penalized(row, before, one.repetition_penalty), one, generator)
+                    _choose(_penalized(model, row, before, one.repetition_penalty), one, generator)
                     for row, one, generator, before in zip(logits, rows, generators, seen, strict=True)
                 ]
                 for before, one_id in zip(seen, chosen, strict=True):
@@ -258,10 +258,14 @@ def _read_prefixes(model: Model, prefixes: list[list[int]], check: Check) -> tup
     return model.output(hidden[-1]), state
 
 
-def _penalized(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
+def _penalized(model: Model, logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     """Make tokens that occurred less likely (Keskar et al. 2019, CTRL, section 4.1)."""
     if penalty == 1 or not seen:
         return logits
+    if not isinstance(model.output, nn.Linear):
+        # The rule depends on where 0 is. The likely tokens of log-probabilities are those next to it, which no factor
+        # moves; of the logits of one softmax they are far above it, for 0 is about the mean. So it is here.
+        logits = logits - logits[logits.isfinite()].mean()
     places = torch.tensor(sorted(seen), device=logits.device)
     values = logits[places]
     return logits.index_put((places,), torch.where(values > 0, values / penalty, values * penalty))
@@ -315,7 +319,8 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig, chec
         for length in range(1, config.length + 1):
             check()
             rows = [
-                _penalized(row, {*ids, *new}, config.repetition_penalty) for row, new in zip(logits, added, strict=True)
+                _penalized(model, row, {*ids, *new}, config.repetition_penalty)
+                for row, new in zip(logits, added, strict=True)
             ]
             every = scores[:, None] + torch.log_softmax(torch.stack(rows).cpu().double(), dim=-1)
             size = every.shape[1]

@@ -10,14 +10,17 @@ trie, which is written to the disk as it grows. In memory: some 200 bytes for ea
 id of the vocabulary. On the disk: the windows that differ within a block, and the trie.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rnnlm_core.mapped_ids import mapped_type
+from rnnlm_core.store import check_space
 
 BLOCK = 1 << 20
 """Windows that are sorted, n-grams that are worked on at a time; what is counted does not depend on it."""
@@ -73,16 +76,16 @@ def count_ngrams(
         line_end = None  # nothing can reach across
     kind = np.dtype(next(t for t in (">u1", ">u2", ">u4") if vocabulary_size <= np.iinfo(t).max))
     length = len(ids) + (line_end is not None)
-    runs: list[Run] = []
-    for start in range(0, length, block):
-        check()
-        windows = _windows(ids, order, start, min(start + block, length), kind, line_end)
-        keys, counts = np.unique(windows.view(f"S{order * kind.itemsize}")[:, 0], return_counts=True)
-        if length > block:
-            keys, counts = (_stored(part, folder / f"run-{len(runs)}-{i}") for i, part in enumerate((keys, counts)))
-        runs.append((keys, counts))
+
+    def sorted_blocks() -> Iterator[Run]:
+        for start in range(0, length, block):
+            check()
+            windows = _windows(ids, order, start, min(start + block, length), kind, line_end)
+            yield np.unique(windows.view(f"S{order * kind.itemsize}")[:, 0], return_counts=True)
+
+    runs = sorted_blocks() if length <= block else _stored(sorted_blocks(), folder)
     trie = _Trie(order, vocabulary_size, length, folder)
-    for keys, counts in _merged(runs, block):
+    for keys, counts in _merged(list(runs), block):
         check()
         trie.add(np.ascontiguousarray(keys).view(kind).reshape(-1, order), counts)
     return trie.finished()
@@ -132,8 +135,21 @@ def mapped(path: Path, kind: Any) -> np.ndarray:
 
 
 def zeros_on_disk(path: Path, size: int, kind: Any) -> np.ndarray:
-    """Return zeros that are written to the disk as memory gets short."""
-    return np.memmap(path, kind, mode="w+", shape=(size,)) if size else np.empty(0, kind)
+    """Return zeros that are written to the disk as memory gets short.
+
+    Raises `ResourceError`, or OSError, where the disk has no room for all of them.
+    """
+    if not size:
+        return np.empty(0, kind)
+    num_bytes = size * np.dtype(kind).itemsize
+    check_space(path.parent, num_bytes)
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            # A disk that is full when a hole of a mapped file is written to would be a signal, not an error.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            file.truncate(num_bytes)
+    return np.memmap(path, kind, mode="r+", shape=(size,))
 
 
 def _windows(ids: np.ndarray, order: int, start: int, stop: int, kind: Any, line_end: int | None) -> np.ndarray:
@@ -155,9 +171,16 @@ def _windows(ids: np.ndarray, order: int, start: int, stop: int, kind: Any, line
     return windows
 
 
-def _stored(values: np.ndarray, path: Path) -> np.ndarray:
-    values.tofile(path)
-    return mapped(path, values.dtype)
+def _stored(runs: Iterator[Run], folder: Path) -> list[Run]:
+    """Return runs as they lie on the disk; all in two files, for each file that is mapped stays open."""
+    paths, ends = (folder / "runs.keys", folder / "runs.counts"), [0]
+    with paths[0].open("wb") as all_keys, paths[1].open("wb") as all_counts:
+        for keys, counts in runs:
+            all_keys.write(keys.data)
+            all_counts.write(counts.data)
+            ends.append(ends[-1] + len(keys))
+    every = mapped(paths[0], keys.dtype), mapped(paths[1], counts.dtype)
+    return [(every[0][begin:end], every[1][begin:end]) for begin, end in pairwise(ends)]
 
 
 def _merged(runs: Sequence[Run], block: int) -> Iterator[Run]:
@@ -241,7 +264,8 @@ class _Trie:
 
     def _append(self, order: int, name: str, values: np.ndarray) -> None:
         with self._path(order, name).open("ab") as file:
-            values.astype(self.kinds[name]).tofile(file)
+            # Not `tofile`, whose error does not say that the disk is full.
+            file.write(values.astype(self.kinds[name]).data)
 
     def _path(self, order: int, name: str) -> Path:
         return self.folder / f"{order}.{name}"

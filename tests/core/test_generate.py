@@ -2,8 +2,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -25,8 +27,12 @@ from rnnlm_core.generate import (
     probabilities,
     stream_text,
 )
+from rnnlm_core.kneser_ney import estimate
 from rnnlm_core.levels import BYTES, tokenizer
 from rnnlm_core.model import LanguageModel, SavedModel, load_model, save_model
+from rnnlm_core.ngram import NgramModel
+from rnnlm_core.ngram_counts import count_ngrams
+from rnnlm_core.softmax import MixtureOfSoftmaxes
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.vocabulary import Vocabulary
 
@@ -227,6 +233,37 @@ def test_what_occurred_is_divided_when_positive_and_multiplied_when_negative(shi
         seen.add(expected[-1])
     assert following(saved.model, prefix, 20, GenerateConfig(repetition_penalty=1.3)) == expected
     assert len(set(expected)) > 1
+
+
+def mixed(logits: Tensor) -> LanguageModel:
+    """What `memoryless` gives, by a mixture of two softmaxes that are the same: log-probabilities."""
+    model = LanguageModel("gru", len(LETTERS), ModelConfig(hidden_size=6, mixture=2)).eval()
+    assert isinstance(model.output, MixtureOfSoftmaxes)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(logits)
+    return model.double()
+
+
+@pytest.mark.parametrize("penalty", [1.5, 3.0])
+def test_the_penalty_means_the_same_for_log_probabilities(penalty: float) -> None:
+    logits = torch.linspace(-3, 3, len(LETTERS)).double()  # the mean is 0
+    one, other = memoryless(logits).model.double(), mixed(logits)
+    assert float(other.output(torch.zeros(6).double()).detach().exp().sum()) == pytest.approx(1)
+    for temperature in (0.0, 1.0):
+        config = GenerateConfig(repetition_penalty=penalty, temperature=temperature)
+        expected = following(one, [9, 3], 40, config)
+        assert following(other, [9, 3], 40, config) == expected
+        assert len(set(expected)) > 1
+    assert set(following(other, [9, 3], 40, GenerateConfig())) == {9}
+
+
+def test_a_model_that_is_sure_of_log_probabilities_leaves_its_loop(tmp_path: Path) -> None:
+    ids = np.array([*range(len(LETTERS)), *[1, 2] * 30], np.uint8)  # after 1 nearly always 2, after 2 nearly always 1
+    found = estimate(count_ngrams(ids, 3, len(LETTERS), None, tmp_path), True, None, tmp_path)
+    model: Any = NgramModel(ModelConfig(order=3), found.ids, found.grams)
+    assert set(following(model, [1, 2], 20, GenerateConfig())) == {1, 2}
+    assert set(following(model, [1, 2], 20, GenerateConfig(repetition_penalty=5.0))) > {1, 2}
 
 
 def test_a_penalty_of_one_changes_nothing() -> None:

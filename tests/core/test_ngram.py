@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -149,6 +152,20 @@ def test_large_ids_are_kept_apart(vocabulary_size: int, block: int, tmp_path: Pa
     assert dict(zip(trigrams, found.grams[1].counts.tolist(), strict=True)) == wanted
 
 
+def test_a_text_of_many_blocks_is_counted_with_few_open_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ids = np.random.default_rng(0).choice(V, 2000)
+    spare = os.open(tmp_path, os.O_RDONLY)  # the lowest number that is free
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 60, most))
+    try:
+        found = counted(ids.tolist(), 3, None, tmp_path, block=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    assert int(found.grams[1].counts.sum()) == 1998
+
+
 # Smoothing
 
 
@@ -222,6 +239,64 @@ def test_counts_of_a_text_that_is_too_small_are_told_and_give_no_nonsense(tmp_pa
     assert epoch.valid_loss is None
     assert abs(distribution(model, [1]).sum() - 1) < 1e-12
     assert list(tmp_path.rglob("*.shares")) == []
+
+
+ON_A_SMALL_DISK = """
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from rnnlm_core import ngram_counts
+from rnnlm_core.errors import ResourceError
+from rnnlm_core.kneser_ney import estimate
+from rnnlm_core.store import Store
+
+disk, looks = Path(sys.argv[1]), sys.argv[2] == "looks"
+if not looks:  # as if another process took the room right after
+    ngram_counts.check_space = lambda folder, num_bytes: None
+ids = np.random.default_rng(0).integers(0, 200, 20_000)
+store = Store(disk)
+for room in range(0, 4_000_000, 250_000):
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - room)))
+    try:
+        with store.draft("ngrams") as scratch:
+            counted = ngram_counts.count_ngrams(ids, 3, 200, None, scratch.folder, 5000)
+            estimate(counted, True, None, scratch.folder)
+        print("done")
+    except ResourceError as error:
+        print(str(error).split(":")[0])
+    counted = None
+    ballast.unlink()
+"""
+
+
+@pytest.mark.parametrize("beforehand", ["looks", "does not look"])
+def test_a_full_disk_is_an_error_wherever_it_fills_up(beforehand: str, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)],  # noqa: S607
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path), beforehand],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # noqa: S607
+    assert ran.returncode == 0, (ran.returncode, ran.stdout, ran.stderr)
+    outcomes = ran.stdout.splitlines()
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert set(outcomes) == {"no space left", "done"}
+    assert outcomes.count("no space left") > 3
 
 
 # Asking the model
