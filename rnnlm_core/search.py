@@ -90,12 +90,16 @@ class Plan:
     def changed(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return the config keys and values of a proposal; a tied embedding is as wide as the hidden layer.
 
-        Unless the sweep starts from a tied one that is not: then it stays so where there is more than one layer.
+        Unless the sweep starts from a tied one that is not: then it stays so where there is more than one layer. The
+        embedding of a mixture has the width that is configured or proposed.
         """
         keys = {key: value for key, value in values.items() if key != CELL}
-        model, one_layer = self.config.model, keys.get("model.num_layers", self.config.model.num_layers) == 1
+        model = self.config.model
         tied = keys.get("model.tie_weights", model.tie_weights) and self.cell(values) != NGRAM
-        if tied and "model.embedding_size" not in self.changes and (one_layer or not _tied_apart(model)):
+        follows = tied and not keys.get("model.mixture", model.mixture)
+        one_layer = keys.get("model.num_layers", model.num_layers) == 1
+        chosen = "model.embedding_size" in self.changes or "model.embedding_size" in keys
+        if follows and not chosen and (one_layer or not _tied_apart(model)):
             keys["model.embedding_size"] = keys.get("model.hidden_size", model.hidden_size)
         return keys
 
@@ -218,11 +222,8 @@ def make_plan(
     if config.cells == (NGRAM,) and not keys & set(OF_NGRAMS):
         varied = " and ".join(OF_NGRAMS)
         raise ConfigError(f"a sweep of {NGRAM} alone varies {varied}: use --search model.order=2,3,4,5,6")
-    tied = config.model.tie_weights or "model.tie_weights" in keys
-    if "model.embedding_size" in keys and tied and not _tied_apart(config.model):
-        raise ConfigError(
-            "a tied embedding is as wide as the hidden layer: search model.hidden_size alone, or set two sizes first"
-        )
+    if "model.embedding_size" in keys:
+        _check_embedding(config.model, dimensions)
     if len(config.cells) > 1:
         dimensions = (Dimension(CELL, config.cells), *dimensions)
     # Words decide whether numbers have an effect (the momentum of an optimizer), so they come first.
@@ -231,6 +232,27 @@ def make_plan(
     plan = Plan("", preset, corpus, fixed, config, source, dimensions, config)
     hungriest = max(plan.corners(), key=lambda corner: corner.fewest_tokens)
     return replace(plan, name=name or _default_name(plan), hungriest=hungriest)
+
+
+def _check_embedding(model: ModelConfig, dimensions: Sequence[Dimension]) -> None:
+    """Raise `ConfigError` if an embedding whose width is searched may be one that has none of its own."""
+    searched = {dimension.key: dimension for dimension in dimensions}
+
+    def may_be(name: str, value: Value) -> bool:
+        dimension = searched.get(f"model.{name}")
+        return dimension.holds(value) if dimension else getattr(model, name) == value
+
+    if not (may_be("tie_weights", True) and may_be("mixture", 0)):
+        return
+    if not _tied_apart(model):
+        raise ConfigError(
+            "a tied embedding is as wide as the hidden layer: search model.hidden_size alone, or set two sizes first"
+        )
+    if may_be("num_layers", 1):
+        raise ConfigError(
+            "a tied embedding under one layer is as wide as that: model.embedding_size="
+            f"{searched['model.embedding_size'].text}: search it with model.num_layers of 2 or more, or not at all"
+        )
 
 
 def _tied_apart(model: ModelConfig) -> bool:

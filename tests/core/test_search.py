@@ -163,6 +163,33 @@ def test_a_tied_embedding_of_another_width_keeps_it(monkeypatch: pytest.MonkeyPa
         make_plan("time-machine-words", cells=["gru"], search=["model.embedding_size=16,32"])
 
 
+def test_the_embedding_of_a_tied_mixture_keeps_its_width() -> None:
+    one_layer = {"model.mixture": 15, "model.num_layers": 1, "model.hidden_size": 960}
+    plan = make_plan("ptb-awd", changes=one_layer, search=["model.weight_drop=0.1..0.5"])
+    assert {config.model.embedding_size for config in plan.corners()} == {400}
+    mixed = make_plan("ptb-awd", search=["model.mixture=0,15", "model.num_layers=1,3"])
+    models = [config.model for config in mixed.corners()]
+    widths = {(model.mixture, model.num_layers): model.embedding_size for model in models}
+    assert widths == {(0, 1): 1150, (0, 3): 400, (15, 1): 400, (15, 3): 400}
+
+
+def test_a_searched_width_of_the_embedding_is_the_one_that_is_trained() -> None:
+    search = ["model.embedding_size=200,400", "model.num_layers=1,3"]
+    with pytest.raises(
+        ConfigError, match=r"under one layer is as wide as that: .*=200,400: search it with .* of 2 or more"
+    ):
+        make_plan("ptb-awd", search=search)
+    with pytest.raises(ConfigError, match="under one layer"):
+        make_plan("ptb-awd", search=[*search, "model.mixture=0,15"])
+    for plan in (
+        make_plan("ptb-awd", changes={"model.mixture": 15}, search=search),
+        make_plan("ptb-awd", search=[search[0], "model.num_layers=2,3"]),
+    ):
+        for seed in range(8):
+            values = drawn(plan, seed)
+            assert plan.configured(values).model.embedding_size == values["model.embedding_size"]
+
+
 @pytest.mark.parametrize(
     ("preset", "changes", "search"),
     [
