@@ -29,6 +29,7 @@ from tasks import (  # noqa: F401 - every stage: a record can be read once the s
     compare,
     corpus,
     download,
+    dynamic_evaluation,
     evaluate,
     generate,
     measure_champion,

@@ -85,7 +85,7 @@ REFUSED = [
     case("D1-command-of-a-group", ("corpora", "shwo"), 2, "No such command 'shwo'", "Did you mean 'show'?"),
     case("D1-option", (*RUN, "--cell", "gru"), 2, "No such option: --cell: did you mean --cells?"),
     case("D1-option-of-another-command", ("compare", "--lsat", "3"), 2, "--lsat: did you mean --last?"),
-    case("D1-option-that-is-a-key", (*RUN, "--hiden", "3"), 2, "--hiden: did you mean --set model.hidden_size=…?"),
+    case("D1-option-that-is-a-key", (*RUN, "--hiden", "3"), 2, "--hiden: did you mean --set model.hidden_size=… or "),
     case("D1-option-with-the-name-of-a-key", (*RUN, "--epochs", "3"), 2, "--epochs: did you mean --set train.epochs"),
     case("D1-option-like-nothing", (*RUN, "--xyzzy"), 2, "No such option: --xyzzy: known: --preset, --corpus"),
     case("D1-option-with-control-characters", (*RUN, "--\x1b[31m\n"), 2, r"No such option: --\x1b[31m\x0a: known: "),
@@ -98,7 +98,7 @@ REFUSED = [
     # D4: config keys.
     case("D4-key", settings("train.learing_rate=1"), 2, "unknown config key: train.learing_rate: did you mean train.l"),
     case("D4-section", settings("modle.hidden_size=3"), 2, "modle.hidden_size: did you mean model.hidden_size?"),
-    case("D4-part-of-a-key", settings("hiden=3"), 2, "unknown config key: hiden: did you mean model.hidden_size?"),
+    case("D4-part-of-a-key", settings("hiden=3"), 2, "unknown config key: hiden: did you mean model.hidden_size or "),
     case("D4-key-of-two-sections", settings("seed=3"), 2, "seed: did you mean train.seed or generate.seed?"),
     case("D4-key-like-nothing", settings("model.xyzzy=3"), 2, "unknown config key: model.xyzzy: known: model.implem"),
     case("D4-no-value", settings("train.epochs"), 2, "`--set` takes KEY=VALUE: train.epochs: for example --set "),
@@ -736,6 +736,7 @@ def test_d40_a_figure_that_is_no_number_is_shown_marked_and_warned_of(
 
     figures = {
         "run_id": "0" * 32, "train_perplexity": 2.5, "valid_perplexity": None, "test_perplexity": value,
+        "dynamic_perplexity": None,
         "bits_per_char": 1.5, "tokens_per_second": 1.0, "parameters": 1, "epochs": 1, "cached": False,
         "samples": ["the "],
     }  # fmt: skip

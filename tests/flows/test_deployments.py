@@ -187,7 +187,7 @@ MISTAKES = {
     ),
     "corpus": ("corpus: ptb", "corpus: pbt", f"{WEEKLY}.corpus: unknown corpus: pbt: did you mean ptb?"),
     "path": ("corpus: ptb", "corpus: /no/such.txt", f"{WEEKLY}.corpus: no such file or folder: /no/such.txt: give a "),
-    "cell": ("[gru, lstm]", "[gru, lstn]", f"{WEEKLY}.cells[1]: must be 'rnn', 'gru' or 'lstm'. Got 'lstn'"),
+    "cell": ("[gru, lstm]", "[gru, lstn]", f"{WEEKLY}.cells[1]: must be 'rnn', 'gru', 'lstm' or 'ngram'. Got 'lstn'"),
     "twice a cell": ("[gru, lstm]", "[gru, gru]", f"{WEEKLY}: `cells` must name each cell once. Got gru twice"),
     "key": (
         "train.epochs",

@@ -43,7 +43,7 @@ Sweep = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials side by side do not come in the same order each time."""
-    monkeypatch.setattr(sweep_flow, "places", lambda *_: 1)
+    monkeypatch.setattr(sweep_flow, "number_of_places", lambda *_: 1)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_equal_trials_are_trained_once_and_have_a_run_each(run_sweep: Sweep, tra
 def test_equal_trials_side_by_side_are_trained_once(
     run_sweep: Sweep, train_here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_flow, "places", lambda *_: 2)
+    monkeypatch.setattr(sweep_flow, "number_of_places", lambda *_: 2)
     summary = run_sweep(6, SIZES)
     assert len(train_here) == 2
     assert summary["counts"] == {"complete": 6, "pruned": 0, "failed": 0}
