@@ -8,7 +8,7 @@ import base64
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -91,6 +91,8 @@ class Report:
     tracking_uri: str
     experiment_id: str
     written: datetime
+    unlearnt: Mapping[str, str] = field(default_factory=dict)
+    """Of cells without a figure of dynamic evaluation that was asked for: why."""
 
     @property
     def catalogued(self) -> CatalogueEntry | None:
@@ -187,6 +189,7 @@ def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
         tracking_uri=without_password(workspace.tracking_uri()),
         experiment_id=experiment_id(),
         written=datetime.now(UTC),
+        unlearnt={cell: str(error) for cell, error in ledger.unlearnt.items()},
     )
 
 

@@ -27,11 +27,11 @@ newer one is kept. A row that was measured with several seeds shows mean ± stan
 token, exp of the mean negative log-likelihood; validation and test carry the state over the whole stream. Time is that
 of all epochs of one training, on the hardware of the row.
 
-`rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet or lack a figure (`all`: of
-every section); to run them, one after the other, and take up each:
+`.venv/bin/rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet or lack
+a figure (`all`: of every section); to run them, one after the other, and take up each:
 
 ```
-rnnlm results --missing Ablations | while read -r row; do $row < /dev/null; make results; done
+.venv/bin/rnnlm results --missing Ablations | while read -r row; do .venv/bin/$row < /dev/null; make results; done
 ```
 """
 NOT_RUN = "not run yet"

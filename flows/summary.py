@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import UnfinishedRun
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.comparison import CellFigures, markdown_table
@@ -14,7 +15,7 @@ from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
 from rnnlm_core.config import NGRAM
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text
-from rnnlm_core.errors import PartialError
+from rnnlm_core.errors import PartialError, Stopped
 from rnnlm_core.outcomes import Evaluated
 from rnnlm_core.statistics import FACTS, Statistics
 from rnnlm_core.statistics import PICTURE as ZIPF
@@ -105,6 +106,8 @@ class Ledger:
         self.outcomes: dict[tuple[str, str], str] = {}
         self.cells: dict[str, tuple[TrackedTraining, Samples, bool]] = {}
         self.failures: dict[str, Exception] = {}
+        self.unlearnt: dict[str, Exception] = {}
+        """Of cells that stay, why they have no figure of dynamic evaluation."""
 
     def take(self, stage: str, future: PrefectFuture[Result], cell: str = "") -> Result:
         """Wait for a stage and return its result; what it raised is raised here."""
@@ -132,15 +135,21 @@ class Ledger:
                 else:
                     self.take(stage, future, cell)
             except Exception as error:  # noqa: BLE001 - kept, and raised at the end
-                # What waited for a failed stage fails as well: the first failure is the reason.
-                first = self.failures.setdefault(cell, error) is error
-                self.outcomes[stage, cell] = "failed" if first else "not reached"
-                if first:
-                    progress.warn(stage, f"failed: {error}", cell)
+                self._take_failure(stage, cell, error)
         for cell, stages in cells.items():
             if cell not in self.failures:
                 cached = stages.train.state.name == "Cached"
                 self.cells[cell] = (self.results["train", cell], self.results["generate", cell], cached)
+
+    def _take_failure(self, stage: str, cell: str, error: Exception) -> None:
+        # What waited for a failed stage fails as well: the first failure is the reason.
+        kept = self.failures
+        if stage == "dynamic_evaluation" and not isinstance(error, Stopped | UnfinishedRun):
+            kept = self.unlearnt  # one figure less: nothing that comes after needs it
+        first = kept.setdefault(cell, error) is error
+        self.outcomes[stage, cell] = "failed" if first else "not reached"
+        if first:
+            progress.warn(stage, f"failed: {error}", cell)
 
     def note_corpus(self, text: Text, corpus: Corpus, vocabulary: BuiltVocabulary) -> None:
         """Note on the parent run which corpus is read, before its cells note it too: MLflow takes a new one once."""
@@ -204,6 +213,8 @@ class Ledger:
         )
         if self.failures:
             raise PartlyDoneError(summary, self._reasons())
+        if self.unlearnt:
+            raise PartlyDoneError(summary, self._reasons(), "no figure of dynamic evaluation", "all else is done")
         return summary
 
     def _note_dynamic_evaluations(self, cells: Mapping[str, CellSummary]) -> None:
@@ -222,7 +233,8 @@ class Ledger:
         return None if found is None else found.perplexity
 
     def _reasons(self) -> str:
-        return "; ".join(f"{cell}: {error}" for cell, error in self.failures.items())
+        every = [*self.failures.items(), *self.unlearnt.items()]
+        return "; ".join(f"{cell}: {error}" for cell, error in every)
 
     def _describe_result(self, cells: Mapping[str, CellSummary], best: str, figures: Sequence[CellFigures]) -> None:
         """Say on the parent run's page what came of it, with links to the run of each cell."""
@@ -276,8 +288,14 @@ class Ledger:
 
 
 class PartlyDoneError(PartialError):
-    """Some cells failed; carries the summary of those that are done."""
+    """Some cells, or figures of them, failed; carries the summary of what is done."""
 
-    def __init__(self, summary: RunSummary, reasons: str) -> None:
-        super().__init__("some cells failed", reasons, "run the same command again: only they are trained")
+    def __init__(
+        self,
+        summary: RunSummary,
+        reasons: str,
+        what: str = "some cells failed",
+        remedy: str = "run the same command again: only they are trained",
+    ) -> None:
+        super().__init__(what, reasons, remedy)
         self.summary = summary

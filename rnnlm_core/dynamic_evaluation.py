@@ -32,6 +32,8 @@ from rnnlm_core.store import Handle, Store
 EPSILON = 2e-5
 """ε and the rows of a minibatch of the gradient statistics, as in the authors' code."""
 ROWS = 100
+LOOK = 256
+"""Segments between two looks at whether the loss is still a number: each waits for the device."""
 
 
 def evaluate_dynamically(
@@ -83,7 +85,7 @@ def dynamic_loss(
     rates, pulls = _strengths(config, len(parameters), roots)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     state = adapted.initial_state(1)
-    for start in range(0, len(ids) - 1, config.dynamic_steps):
+    for number, start in enumerate(range(0, len(ids) - 1, config.dynamic_steps), 1):
         check()
         part = ids[start : start + config.dynamic_steps + 1].to(model.device)
         loss, gradients, state = _differentiate(adapted, part[None, :-1], part[None, 1:], state)
@@ -91,9 +93,15 @@ def dynamic_loss(
         with torch.no_grad():
             for weight, first, gradient, rate, pull in zip(parameters, trained, gradients, rates, pulls, strict=True):
                 weight.lerp_(first, pull).sub_(gradient * rate)
-    if not math.isfinite(total):
-        raise Diverged("dynamic evaluation diverged", f"loss {float(total)}", "lower evaluate.dynamic_rate")
+        if number % LOOK == 0:
+            _check_finite(total)
+    _check_finite(total)
     return float(total)
+
+
+def _check_finite(nats: Tensor) -> None:
+    if not math.isfinite(nats):
+        raise Diverged("dynamic evaluation diverged", f"loss {float(nats)}", "lower evaluate.dynamic_rate")
 
 
 def root_mean_squares(

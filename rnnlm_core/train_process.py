@@ -71,69 +71,111 @@ def train_in_child(
     """
     if job.train.processes > 1:
         progress = _once(progress)
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rnnlm_core.train_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=_environment(job),
-        )
-        try:
-            return _listen(child, job, progress, should_stop, warn, usage, num_cores, errors)
-        finally:
-            _end(child)
 
-
-def _environment(job: Job) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)} if job.threads else {}
-    return {**MEMORY, **os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _listen(
-    child: "subprocess.Popen[str]",
-    job: Job,
-    progress: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[], bool],
-    warn: Callable[[str], None],
-    usage: Callable[[dict[str, float]], None],
-    num_cores: Callable[[], int],
-    errors: IO[bytes],
-) -> dict[str, Any]:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    lines: queue.Queue[str] = queue.Queue()
-    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines, job.train.processes > 1), daemon=True)
-    reader.start()
-    _tell(child, json.dumps(asdict(job)))
-    told = 0
-    while True:
-        if should_stop():
-            _hang_up(child)
-        elif (cores := num_cores()) != told:
-            _tell(child, str(cores))
-            told = cores
-        try:
-            line = lines.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if not line.endswith("\n"):  # the end, or a line cut off by it
-            raise _died(child, job, errors)
-        message = json.loads(line)
+    def hear(message: dict[str, Any]) -> None:
         if "epoch" in message:
             progress(message["epoch"])
         elif "usage" in message:
             usage(message["usage"])
-        elif "warning" in message:
-            warn(message["warning"])
-        elif "error" in message:
-            raise _rebuild(message["error"])
         else:
-            result: dict[str, Any] = message["trained"]
-            return result
+            warn(message["warning"])
+
+    child = Child("rnnlm_core.train_process", f"training of {job.cell}", job.threads, MEMORY_RAN_OUT)
+    return child.run(asdict(job), hear, should_stop, num_cores, torn=job.train.processes > 1)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that does one job: `python -m module`, which reads and writes what is said above.
+
+    `work` says what it does, `remedy` what to do where it was killed.
+    """
+
+    module: str
+    work: str
+    threads: int
+    remedy: str
+
+    def run(
+        self,
+        job: dict[str, Any],
+        hear: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+        num_cores: Callable[[], int] = lambda: 1,
+        *,
+        torn: bool = False,
+    ) -> dict[str, Any]:
+        """Return what the job comes to; `hear` receives what is said on the way, whose lines may be `torn`."""
+        with tempfile.TemporaryFile() as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=self._environment(),
+            )
+            try:
+                _tell(child, json.dumps(job))
+                return self._listen(child, hear, should_stop, num_cores, _lines_of(child, torn), errors)
+            finally:
+                _end(child)
+
+    def _environment(self) -> dict[str, str]:
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        number = str(self.threads)
+        threads = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number} if self.threads else {}
+        return {**MEMORY, **os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def _listen(
+        self,
+        child: "subprocess.Popen[str]",
+        hear: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+        num_cores: Callable[[], int],
+        lines: "queue.Queue[str]",
+        errors: IO[bytes],
+    ) -> dict[str, Any]:
+        told = 0
+        while True:
+            if should_stop():
+                _hang_up(child)
+            elif (cores := num_cores()) != told:
+                _tell(child, str(cores))
+                told = cores
+            try:
+                line = lines.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if not line.endswith("\n"):  # the end, or a line cut off by it
+                raise self._died(child, errors)
+            message = json.loads(line)
+            if "error" in message:
+                raise self._rebuild(message["error"])
+            if "result" in message:
+                result: dict[str, Any] = message["result"]
+                return result
+            hear(message)
+
+    def _rebuild(self, error: dict[str, Any]) -> Exception:
+        if "traceback" in error:
+            return RuntimeError(f"{self.work} failed in its process:\n{error['traceback']}")
+        return by_name(error["kind"])(*error["args"])
+
+    def _died(self, child: "subprocess.Popen[str]", errors: IO[bytes]) -> RnnlmError | RuntimeError:
+        code = child.wait(timeout=STOP_SECONDS)
+        errors.seek(0)
+        tail = errors.read().decode(errors="replace").strip()[-2000:]
+        if code < 0:
+            return ResourceError(f"{self.work} was killed", signal.Signals(-code).name, self.remedy)
+        return RuntimeError(f"{self.work} ended with exit code {code}\n{tail}")
+
+
+def _lines_of(child: "subprocess.Popen[str]", torn: bool) -> "queue.Queue[str]":
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read_lines, args=(child.stdout, lines, torn), daemon=True).start()
+    return lines
 
 
 def _read_lines(stream: IO[str], lines: "queue.Queue[str]", torn: bool) -> None:
@@ -162,22 +204,6 @@ def _once(progress: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any
             progress(epoch)
 
     return tell
-
-
-def _rebuild(error: dict[str, Any]) -> Exception:
-    if "traceback" in error:
-        return RuntimeError(f"training failed in its process:\n{error['traceback']}")
-    return by_name(error["kind"])(*error["args"])
-
-
-def _died(child: "subprocess.Popen[str]", job: Job, errors: IO[bytes]) -> RnnlmError | RuntimeError:
-    code = child.wait(timeout=STOP_SECONDS)
-    errors.seek(0)
-    tail = errors.read().decode(errors="replace").strip()[-2000:]
-    if code < 0:
-        name = signal.Signals(-code).name
-        return ResourceError(f"training of {job.cell} was killed", name, MEMORY_RAN_OUT)
-    return RuntimeError(f"training of {job.cell} ended with exit code {code}\n{tail}")
 
 
 def _tell(child: "subprocess.Popen[str]", line: str) -> None:
@@ -209,16 +235,11 @@ def _end(child: "subprocess.Popen[str]") -> None:
 
 def main() -> None:
     """Be the child."""
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints goes to standard error, not between the messages
+    fields, out = begin()
 
     def say(**message: Any) -> None:
         out.write(json.dumps(message) + "\n")
 
-    fields = json.loads(sys.stdin.readline())
     if fields["train"]["processes"] > 1:
         from rnnlm_core.rank_process import launch
 
@@ -227,22 +248,35 @@ def main() -> None:
         except RnnlmError as error:
             say(error={"kind": type(error).__name__, "args": list(error.args)})
         return
-    stopped = threading.Event()
-    threading.Thread(target=_watch_parent, args=(stopped,), daemon=True).start()
-    report(fields["cell"], say, lambda: run_job(fields, say, stopped.is_set))
+    should_stop = watch_parent()
+    report(fields["cell"], say, lambda: run_job(fields, say, should_stop))
 
 
-def report(cell: str, say: Callable[..., None], work: Callable[[], dict[str, Any]]) -> None:
-    """Say what `work` comes to, or why it came to nothing."""
+def begin() -> tuple[dict[str, Any], IO[str]]:
+    """Return the job of a child and where its messages go."""
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to standard error, not between the messages
+    return json.loads(sys.stdin.readline()), out
+
+
+def report(
+    cell: str,
+    say: Callable[..., None],
+    work: Callable[[], dict[str, Any]],
+    remedy: str = "lower train.batch_size or model.hidden_size",
+) -> None:
+    """Say what `work` comes to, or why it came to nothing; `remedy` is for memory that ran out."""
     try:
-        say(trained=work())
+        say(result=work())
     except RnnlmError as error:
         say(error={"kind": type(error).__name__, "args": list(error.args)})
     except BaseException as error:
         import traceback
 
         if _is_out_of_memory(error):
-            remedy = "lower train.batch_size or model.hidden_size"
             say(error={"kind": "TooLarge", "args": ["out of memory", cell, remedy]})
             return
         say(error={"traceback": traceback.format_exc()})
@@ -255,12 +289,29 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in told))
 
 
-def _watch_parent(stopped: threading.Event) -> None:
-    from rnnlm_core import cores
+def watch_parent() -> Callable[[], bool]:
+    """Do what the parent says from now on; return what tells whether that is to stop."""
+    stopped = threading.Event()
 
-    for line in sys.stdin:
-        cores.use(int(line))
-    stopped.set()
+    def watch() -> None:
+        from rnnlm_core import cores
+
+        for line in sys.stdin:
+            cores.use(int(line))
+        stopped.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return stopped.is_set
+
+
+def store_of(fields: dict[str, Any]) -> Store:
+    """Return the store that a job names."""
+    store = Store(Path(fields["store"]))
+    if fields["remote"]:
+        from rnnlm_core.remote import connect
+
+        store.remote = connect(fields["remote"])
+    return store
 
 
 def run_job(
@@ -278,11 +329,7 @@ def run_job(
         say(usage=meter.read())
         say(epoch=asdict(epoch))
 
-    store = Store(Path(fields["store"]))
-    if fields["remote"]:
-        from rnnlm_core.remote import connect
-
-        store.remote = connect(fields["remote"])
+    store = store_of(fields)
     if fields["threads"]:
         torch.set_num_threads(fields["threads"])
     trained = train(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.corpus import Corpus
-from rnnlm_core.errors import Stopped
+from rnnlm_core.dynamic_evaluation_process import Job, evaluate_in_child, stopped
 from rnnlm_core.outcomes import Evaluated
 from tasks import tracking, workspace
 from tasks.caching import stage
@@ -19,15 +19,12 @@ def dynamic_evaluation(
     cell: str, training: TrackedTraining, corpus: Corpus, config: EvaluateConfig, device: str
 ) -> Evaluated:
     """Return the figures of a copy of a cell that learns from each segment once that is measured."""
-    from rnnlm_core import dynamic_evaluation as core
-
-    def check() -> None:
-        if stop_requested.is_set():
-            raise Stopped("dynamic evaluation stopped", cell, "run the same command again: it begins anew")
-
     model, store = training.trained.model, workspace.store()
-    with place(device, 1, cell) as (where, _):
-        return core.evaluate_dynamically(model, corpus.handle, config, store, device=where, check=check)
+    with place(device, 1, cell) as (where, threads):
+        if stop_requested.is_set():
+            raise stopped(cell)
+        job = Job(cell, model, corpus.handle, config, str(store.root), where, threads, str(store.remote or ""))
+        return evaluate_in_child(job, stop_requested.is_set)
 
 
 def note(run_id: str, evaluated: Evaluated, settings: Mapping[str, str]) -> None:

@@ -141,6 +141,14 @@ def test_a_rate_that_is_too_high_is_told_with_the_remedy() -> None:
         dynamic_loss(model_of("rnn"), IDS, EvaluateConfig(dynamic_rate=1e38, dynamic_rule="sgd"))
 
 
+def test_what_diverges_is_not_gone_on_with() -> None:
+    segments: list[int] = []
+    config = EvaluateConfig(dynamic_rate=1e38, dynamic_rule="sgd", dynamic_steps=1)
+    with pytest.raises(Diverged):
+        dynamic_loss(model_of("rnn"), IDS.repeat(20), config, check=lambda: segments.append(1))
+    assert len(segments) == dynamic_evaluation.LOOK
+
+
 def test_it_ends_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_evaluation, "ROWS", 3)
     calls = []

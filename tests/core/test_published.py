@@ -97,3 +97,8 @@ def test_cells_of_a_table_hold_no_bar() -> None:
     texts = [text for row in ROWS for text in (row.system, row.theirs)]
     texts += [head for section in SECTIONS for head, _ in section.figures]
     assert [text for text in texts if "|" in text or "\n" in text or not text] == []
+
+
+def test_awd_lstm_stands_beside_what_the_authors_had_before_fine_tuning() -> None:
+    theirs = {row.system: row.theirs for row in ROWS if row.preset == "ptb-awd"}
+    assert theirs == {"AWD-LSTM": "61.2 / 58.8", "AWD-LSTM, dynamic evaluation": "– / 51.1"}

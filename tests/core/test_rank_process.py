@@ -179,7 +179,7 @@ print('{{"epoch": {{"num')
 print(json.dumps({{"epoch": {{"number": 1}}}}))
 print()
 print(json.dumps({{"epoch": {{"number": 2}}}}))
-print(json.dumps({{"trained": {{"cell": "gru"}}}}))
+print(json.dumps({{"result": {{"cell": "gru"}}}}))
 """)
     script.chmod(0o755)
     monkeypatch.setattr(train_process.sys, "executable", str(script))
@@ -230,7 +230,7 @@ def test_two_hosts_train_together_each_with_a_store_of_its_own(
     said = [host.communicate(timeout=120)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0]
     messages = [json.loads(line) for text in said for line in text.splitlines() if line]
-    (result,) = (message["trained"] for message in messages if "trained" in message)
+    (result,) = (message["result"] for message in messages if "result" in message)
     assert figures(result) == whole
     assert len([message for message in messages if "epoch" in message]) == CONFIG.epochs
 

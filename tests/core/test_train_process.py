@@ -176,7 +176,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 def test_a_job_arrives_whole(script: Callable[[str], None]) -> None:
-    script("print(json.dumps({'trained': json.loads(sys.stdin.readline())}))")
+    script("print(json.dumps({'result': json.loads(sys.stdin.readline())}))")
     assert train_in_child(SCRIPTED, silent, never, silent) == json.loads(json.dumps(asdict(SCRIPTED)))
 
 
@@ -185,13 +185,13 @@ def test_a_child_computes_with_the_threads_of_its_job(
     threads: int, expected: str | None, script: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    script("print(json.dumps({'trained': os.environ.get('OMP_NUM_THREADS')}))")
+    script("print(json.dumps({'result': os.environ.get('OMP_NUM_THREADS')}))")
     assert train_in_child(replace(SCRIPTED, threads=threads), silent, never, silent) == expected
 
 
 def test_messages_arrive_in_order_and_by_kind(script: Callable[[str], None]) -> None:
     script("""
-for message in ({"epoch": {"number": 1}}, {"warning": "w"}, {"epoch": {"number": 2}}, {"trained": 7}):
+for message in ({"epoch": {"number": 1}}, {"warning": "w"}, {"epoch": {"number": 2}}, {"result": 7}):
     print(json.dumps(message))
 """)
     heard: list[Any] = []
@@ -209,7 +209,7 @@ for number in range(100_000):
     if stopped.is_set():
         print(json.dumps({"error": {"kind": "Stopped", "args": ["training stopped", "in epoch 1", ""]}}), flush=True)
         os._exit(0)
-print(json.dumps({"trained": {}}))
+print(json.dumps({"result": {}}))
 """)
     epochs: list[Any] = []
     with pytest.raises(Stopped, match="training stopped: in epoch 1"):

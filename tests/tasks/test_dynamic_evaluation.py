@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from rnnlm_core import dynamic_evaluation as core
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.errors import Stopped
 from rnnlm_core.outcomes import Evaluated
-from tasks import tracking
+from tasks import tracking, workspace
 from tasks.caching import cache_key
 from tasks.dynamic_evaluation import dynamic_evaluation, note
 from tasks.evaluate import evaluate
@@ -50,6 +51,14 @@ def test_the_figure_stands_beside_the_static_one(built: Any, trained: TrackedTra
     assert data.metrics["test/dynamic_loss"] == learnt.loss
     assert data.metrics["test/dynamic_bits_per_char"] == learnt.bits_per_char
     assert data.tags["rnnlm.dynamic_evaluation.test"] == "evaluate.dynamic_rate=0.001 evaluate.dynamic_rule=rms"
+
+
+def test_it_is_done_in_a_process_of_its_own_whatever_the_threads_of_this_one(
+    built: Any, trained: TrackedTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = core.evaluate_dynamically(trained.trained.model, built.corpus.handle, LEARNING, workspace.store())
+    monkeypatch.delattr(core, "evaluate_dynamically")
+    assert dynamic_evaluation.fn("gru", trained, built.corpus, LEARNING, "cpu") == here
 
 
 def test_each_split_keeps_the_settings_of_its_own_figures(trained: TrackedTraining) -> None:
