@@ -34,8 +34,13 @@ def check(config: RunConfig) -> None:
 
 def has_effect(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a key changes anything beside these values of all keys (as `flatten` gives them)."""
-    met, _ = _conditions(values).get(key, (True, ""))
-    return met
+    return not why_without_effect(key, values)
+
+
+def why_without_effect(key: str, values: Mapping[str, Any]) -> str:
+    """Say why a key changes nothing beside these values of all keys; "" if it changes something."""
+    met, why = _conditions(values).get(key, (True, ""))
+    return "" if met else why
 
 
 def concerns(cell: str, key: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rnnlm_core.config import NGRAM, OF_NGRAMS, PLACE, ModelConfig, RunConfig, flatten
-from rnnlm_core.config_rules import has_effect
+from rnnlm_core.config_rules import has_effect, why_without_effect
 from rnnlm_core.config_values import override, read_value
 from rnnlm_core.download import Source, resolve, without_password
 from rnnlm_core.errors import ConfigError, one_line
@@ -65,13 +65,12 @@ class Plan:
         """Return a value for each key that varies; a key that the others leave without effect is not asked for."""
         values: dict[str, Value] = {}
         flat = flatten(self.config)
+        # A key not asked for yet stands at a value of its search: that of the config may be none that it can get.
+        later = {dimension.key: dimension.corners[0] for dimension in self.dimensions}
         for dimension in self.dimensions:
-            if has_effect(dimension.key, flat):
-                value = suggest(dimension)
-                values[dimension.key] = value
-                flat[dimension.key] = value
-                if dimension.key == CELL:
-                    flat["cells"] = (value,)
+            if has_effect(dimension.key, self._beside(flat, later | values)):
+                values[dimension.key] = suggest(dimension)
+            del later[dimension.key]
         return values
 
     def starts(self) -> Iterator[dict[str, Value]]:
@@ -113,13 +112,8 @@ class Plan:
 
         Raises `ConfigError` for the first that is none.
         """
-        number = math.prod(len(dimension.corners) for dimension in self.dimensions)
-        if number > MOST_CORNERS:
-            raise ConfigError(
-                f"the search has too many choices to check them beforehand: {number:,}: search fewer keys"
-            )
         seen = set()
-        for corner in itertools.product(*(dimension.corners for dimension in self.dimensions)):
+        for corner in self._limits():
             at = dict(zip((dimension.key for dimension in self.dimensions), corner, strict=True))
             values = self.propose(_found_in(at))
             if (key := tuple(values.items())) in seen:
@@ -132,6 +126,25 @@ class Plan:
                 raise ConfigError(
                     *(f"the search can propose no config: {shown}: {rule}" for rule in error.args)
                 ) from None
+
+    def in_order(self) -> "Plan":
+        """Return the plan with each key after those that decide whether it has an effect; else their order stays.
+
+        Raises `ConfigError` if they are too many to be checked.
+        """
+        flat, limits = flatten(self.config), list(self._limits())
+        keys = [dimension.key for dimension in self.dimensions]
+        beside = [self._beside(flat, dict(zip(keys, limit, strict=True))) for limit in limits]
+        needs = {}
+        for key in keys:
+            met = [has_effect(key, values) for values in beside]
+            needs[key] = {keys[place] for place in _deciding(dict(zip(limits, met, strict=True)))}
+        left, ordered = list(self.dimensions), []
+        while left:
+            unasked = {dimension.key for dimension in left}
+            ordered.append(min(left, key=lambda dimension: len(needs[dimension.key] & unasked)))
+            left.remove(ordered[-1])
+        return replace(self, dimensions=tuple(ordered))
 
     @property
     def definition(self) -> dict[str, str]:
@@ -180,6 +193,17 @@ class Plan:
         call = f"run_config({self.preset!r}, {corpus!r}, [{self.cell(values)!r}], {changes!r})"
         return f'def {name}() -> RunConfig:\n    """{told}"""\n    return {call}\n'
 
+    def _limits(self) -> Iterator[tuple[Value, ...]]:
+        number = math.prod(len(dimension.corners) for dimension in self.dimensions)
+        if number > MOST_CORNERS:
+            raise ConfigError(
+                f"the search has too many choices to check them beforehand: {number:,}: search fewer keys"
+            )
+        return itertools.product(*(dimension.corners for dimension in self.dimensions))
+
+    def _beside(self, flat: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
+        return {**flat, **self.changed(values), "cells": (self.cell(values),)}
+
     def _all_changes(self, values: Mapping[str, Value]) -> dict[str, Any]:
         changes = {key: read_value(key, value) for key, value in self.changes.items()} | self.changed(values)
         if "corpus.name" in changes:
@@ -190,6 +214,15 @@ class Plan:
 
 def _found_in(values: Mapping[str, Value]) -> Callable[[Dimension], Value]:
     return lambda dimension: values[dimension.key]
+
+
+def _deciding(met: Mapping[tuple[Value, ...], bool]) -> Iterator[int]:
+    """Yield the places of the values that a condition depends on, given whether each combination meets it."""
+    if len(set(met.values())) > 1:
+        first = next(iter(met))
+        for place, value in enumerate(first):
+            if any(met[(*at[:place], value, *at[place + 1 :])] != here for at, here in met.items()):
+                yield place
 
 
 def make_plan(
@@ -226,12 +259,33 @@ def make_plan(
         _check_embedding(config.model, dimensions)
     if len(config.cells) > 1:
         dimensions = (Dimension(CELL, config.cells), *dimensions)
-    # Words decide whether numbers have an effect (the momentum of an optimizer), so they come first.
+    # Words come first; `in_order` says which of them, and of the numbers, must wait for others.
     dimensions = tuple(sorted(dimensions, key=lambda d: not (d.choices and isinstance(d.choices[0], str | bool))))
     source = resolve(config.corpus.name)
-    plan = Plan("", preset, corpus, fixed, config, source, dimensions, config)
+    plan = Plan("", preset, corpus, fixed, config, source, dimensions, config).in_order()
     hungriest = max(plan.corners(), key=lambda corner: corner.fewest_tokens)
+    if search:
+        _check_asked(plan)
     return replace(plan, name=name or _default_name(plan), hungriest=hungriest)
+
+
+def _check_asked(plan: Plan) -> None:
+    """Raise `ConfigError` with a line for each key that is searched and has an effect in no config of the search."""
+    never = {dimension.key: dimension for dimension in plan.dimensions if dimension.key != CELL}
+    for corner in plan.corners():
+        if not never:
+            return
+        flat = flatten(corner)
+        reasons = {key: why_without_effect(key, flat) for key in never}
+        never = {key: dimension for key, dimension in never.items() if reasons[key]}
+    if never:
+        raise ConfigError(
+            *(
+                f"`{key}` would never be tried, for it has no effect {reasons[key]}: {dimension.text}: "
+                "leave it out, or set what it needs"
+                for key, dimension in never.items()
+            )
+        )
 
 
 def _check_embedding(model: ModelConfig, dimensions: Sequence[Dimension]) -> None:

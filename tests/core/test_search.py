@@ -139,6 +139,53 @@ def test_an_option_is_proposed_only_where_it_has_an_effect() -> None:
         plan.configured(values)
 
 
+def test_an_option_is_asked_for_after_those_that_it_needs() -> None:
+    search = ["model.variational_dropout=true,false", "model.dropout=0.1..0.5"]
+    plan = make_plan("smoke", cells=["gru"], search=search)
+    assert {drawn(plan, seed)["model.variational_dropout"] for seed in range(8)} == {True, False}
+    plan = make_plan("smoke", cells=["gru"], search=[search[0], "model.dropout=0,0.5"])
+    asked = {("model.variational_dropout" in p, p["model.dropout"]) for p in (drawn(plan, seed) for seed in range(20))}
+    assert asked == {(True, 0.5), (False, 0.0)}
+
+
+@pytest.mark.parametrize("base", ["sequential", "random"])
+@pytest.mark.parametrize(
+    "search",
+    [
+        ["train.bptt=fixed,random", "train.partition=sequential,random"],
+        ["train.partition=sequential,random", "train.bptt=fixed,random"],
+    ],
+)
+def test_the_order_in_which_keys_are_typed_refuses_none(
+    search: list[str], base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = PRESETS["smoke"]()
+    monkeypatch.setitem(PRESETS, "based", lambda: replace(smoke, train=replace(smoke.train, partition=base)))
+    plan = make_plan("based", cells=["gru"], search=search)
+    trained = {(config.train.partition, config.train.bptt) for config in plan.corners()}
+    assert trained == {("sequential", "fixed"), ("sequential", "random"), ("random", "fixed")}
+
+
+def test_keys_that_need_no_other_stay_in_their_order() -> None:
+    # It decides what is drawn for a trial of a sweep that is resumed: words first, else as typed.
+    search = ["model.dropout=0..0.5", "model.num_layers=1,2", "train.momentum=0..0.9", "train.optimizer=sgd,adamw"]
+    keys = [dimension.key for dimension in make_plan("smoke", search=search).dimensions]
+    assert keys == ["cell", "train.optimizer", "model.dropout", "model.num_layers", "train.momentum"]
+    keys = [dimension.key for dimension in make_plan("ptb-awd").dimensions]
+    assert keys == [
+        "train.learning_rate", "model.hidden_size", "model.num_layers", "model.dropout", "train.clip_norm",
+    ]  # fmt: skip
+
+
+def test_a_key_that_would_never_be_tried_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan("smoke", search=["model.variational_dropout=true,false", "train.momentum=0..0.9", "train.epochs=2,3"])
+    assert sorted(line.split(": leave")[0] for line in caught.value.lines) == [
+        "`model.variational_dropout` would never be tried, for it has no effect without dropout: true,false",
+        "`train.momentum` would never be tried, for it has no effect without train.optimizer=sgd: 0.0..0.9",
+    ]
+
+
 def test_a_tied_embedding_is_as_wide_as_the_hidden_layer() -> None:
     plan = make_plan("time-machine-words", cells=["lstm"], search=["model.hidden_size=64,128"])
     for size in (64, 128):
