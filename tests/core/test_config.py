@@ -483,8 +483,8 @@ def test_line_ends_are_counted_where_the_normalizer_keeps_them(normalizer: str, 
 
 
 def test_patience_plateau_and_averaging_need_a_validation_split() -> None:
-    changes = {"train.patience": 2, "train.schedule": "plateau", "train.optimizer": "nt-asgd"}
-    assert override(DEFAULT, changes).train.patience == 2
+    changes = {"train.patience": 7, "train.schedule": "plateau", "train.optimizer": "nt-asgd"}
+    assert override(DEFAULT, changes).train.patience == 7
     lines = _lines({**changes, "corpus.split": "90/0/10"})
     assert [line.split(" needs ")[0] for line in lines] == [
         "`train.patience`",
