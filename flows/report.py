@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry
+from rnnlm_core.catalogue import CatalogueEntry, find_corpus
 from rnnlm_core.compare import PICTURE, Compared, Row
-from rnnlm_core.config import KNOWN_CELLS
+from rnnlm_core.config import known_names
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text, without_password
 from rnnlm_core.errors import ResourceError
@@ -97,7 +97,7 @@ class Report:
     @property
     def catalogued(self) -> CatalogueEntry | None:
         """The catalogue's entry of the corpus, if it has one."""
-        return CATALOGUE.get(self.source.name) if self.source.kind in ("embedded", "catalogue") else None
+        return find_corpus(self.source.name) if self.source.kind in ("embedded", "catalogue") else None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -116,7 +116,7 @@ class Report:
 
     def outcomes(self) -> dict[str, list[Stage]]:
         """Return the stages by name, in the order in which they ended, cells in their usual order."""
-        order = {cell: place for place, cell in enumerate(KNOWN_CELLS)}
+        order = {cell: place for place, cell in enumerate(known_names("cell"))}
         names = dict.fromkeys(stage.name for stage in self.stages)
         chosen = {name: [stage for stage in self.stages if stage.name == name] for name in names}
         return {name: sorted(stages, key=lambda stage: order.get(stage.cell, -1)) for name, stages in chosen.items()}

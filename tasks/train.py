@@ -159,8 +159,8 @@ def minutes(trained: Trained) -> float:
 def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary, flow: FlowRun) -> None:
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
-    from rnnlm_core.model import load_model
     from rnnlm_core.model_card import TrainedOn, model_card
+    from rnnlm_core.saved_model import load_model
     from rnnlm_core.training_plot import PICTURE, plot_training
 
     store = workspace.store()

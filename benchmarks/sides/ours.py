@@ -256,7 +256,8 @@ def generate(turns: Turns, cell: str, letters: str, hidden: int, prefixes: list[
     from rnnlm_core.config import GenerateConfig, ModelConfig
     from rnnlm_core.generate import continue_texts
     from rnnlm_core.levels import tokenizer
-    from rnnlm_core.model import LanguageModel, SavedModel, pick_device
+    from rnnlm_core.model import LanguageModel, pick_device
+    from rnnlm_core.saved_model import SavedModel
     from rnnlm_core.vocabulary import Vocabulary
 
     torch.manual_seed(0)
