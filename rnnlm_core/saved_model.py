@@ -104,8 +104,8 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             model.to(target)
         model.eval()
     except UsageError as error:  # a name that nobody here knows
-        remedy = "install the package that brings it, or train it again"
-        raise IntegrityError("a model of something that is not here", f"{folder} ({error})", remedy) from error
+        where = f"{folder} ({error}; the package that brings it may not be installed)"
+        raise IntegrityError("not a complete model", where, "train it again") from error
     except RnnlmError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -166,7 +166,7 @@ def test_a_model_of_a_cell_that_is_not_here_says_what_is_missing(
     save_model(tmp_path, model, vocabulary, CharTokenizer(), "none", {})
     assert load_model(tmp_path).model.cell == "simple"
     monkeypatch.delenv(VARIABLE)
-    with pytest.raises(IntegrityError, match=r"a model of something that is not here: .*unknown cell: simple"):
+    with pytest.raises(IntegrityError, match=r"not a complete model: .*unknown cell: simple.* package that brings it"):
         load_model(tmp_path)
 
 
