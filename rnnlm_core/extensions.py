@@ -97,13 +97,16 @@ def register(kind: Kind, name: str, place: str) -> None:
         raise
 
 
-@functools.cache
-def _installed(kind: Kind) -> tuple[Extension, ...]:
-    found = []
-    for entry in importlib.metadata.entry_points(group=GROUPS[kind]):
+def _installed(kind: Kind) -> Iterator[Extension]:
+    for entry in _entry_points().select(group=GROUPS[kind]):
         package = f"{entry.dist.name}=={entry.dist.version}" if entry.dist else ""
-        found.append(Extension(kind, entry.name, entry.value, package))
-    return tuple(found)
+        yield Extension(kind, entry.name, entry.value, package)
+
+
+@functools.cache
+def _entry_points() -> Any:
+    """Return those of all packages: looking for them takes as long as for one group."""
+    return importlib.metadata.entry_points()
 
 
 def _registered(kind: Kind) -> Iterator[Extension]:
