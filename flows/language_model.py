@@ -10,7 +10,8 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import runners
-from flows.summary import CellStages, Ledger, RunSummary
+from flows.ledger import CellStages, Ledger
+from flows.summary import RunSummary, finish
 from flows.text_stages import TextStages
 from flows.train_cell import train_on_a_worker
 from rnnlm_core.config import NGRAM, RunConfig, flatten
@@ -111,4 +112,4 @@ def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Run
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])
-    return ledger.finish(ledger.take("compare", compared))
+    return finish(ledger, ledger.take("compare", compared))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from flows.ledger import Ledger
 from rnnlm_core.catalogue import CatalogueEntry, find_corpus
 from rnnlm_core.compare import PICTURE, Compared, Row
 from rnnlm_core.config import known_names
@@ -30,9 +30,6 @@ from tasks import tracked_runs, tracking, workspace
 from tasks.tracking import FlowRun
 from tasks.tracking_database import experiment_id
 from tasks.wording import duration, finite_figure
-
-if TYPE_CHECKING:
-    from flows.summary import Ledger
 
 TEMPLATE = "report.html.j2"
 FILE = "report.html"
@@ -149,7 +146,7 @@ def render(report: Report) -> str:
     return environment.get_template(TEMPLATE).render(report=report)
 
 
-def publish(ledger: "Ledger", compared: Compared, seconds: float) -> Path:
+def publish(ledger: Ledger, compared: Compared, seconds: float) -> Path:
     """Write the report of a run under `artifacts/reports/`, give MLflow a copy, and return its path.
 
     Raises `ResourceError` if it cannot be written; what the run has made is kept in any case.
@@ -166,7 +163,7 @@ def publish(ledger: "Ledger", compared: Compared, seconds: float) -> Path:
     return path
 
 
-def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
+def _gather(ledger: Ledger, compared: Compared, seconds: float) -> Report:
     run, store = ledger.run, workspace.store()
     text: Text = ledger.results["download", ""]
     found: Statistics = ledger.results["statistics", ""]
@@ -200,7 +197,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **ours}
 
 
-def _cell(ledger: "Ledger", row: Row) -> Cell:
+def _cell(ledger: Ledger, row: Row) -> Cell:
     tracked, samples, cached = ledger.cells[row.cell]
     trained, run_id = tracked.trained, tracked.run_id
     learnt = ledger.dynamic_perplexity(row.cell)

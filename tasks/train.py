@@ -16,7 +16,8 @@ from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import Pruned, Stopped
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace

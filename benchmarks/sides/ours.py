@@ -110,7 +110,8 @@ def cells(
     from rnnlm_core.config import ModelConfig, TrainConfig
     from rnnlm_core.model import pick_device
     from rnnlm_core.store import Handle
-    from rnnlm_core.train_process import Job, train_in_child
+    from rnnlm_core.train_process import train_in_child
+    from rnnlm_core.training_job import Job
 
     config = TrainConfig(**train)
     cuda = pick_device(config.device).type == "cuda"
