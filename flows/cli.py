@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands import export, generate, known, models, run, serve, sweep, tracked, up, upkeep
+from flows.commands import evaluate, export, generate, known, models, run, serve, sweep, tracked, up, upkeep
 from rnnlm_core.errors import ResourceError, RnnlmError, one_line, suggestion
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ for command in (
     run.smoke,
     sweep.sweep,
     generate.generate,
+    evaluate.evaluate,
     export.export,
     serve.serve,
     tracked.compare,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rnnlm_core.config import NGRAM
+from rnnlm_core.config import CELLS, NGRAM
 from tasks.tracked_runs import TrackedRun, train_minutes
 from tasks.wording import figure, markdown_text
 
@@ -80,6 +80,13 @@ def sorted_by(order: str, cells: Sequence[TrackedCell]) -> list[TrackedCell]:
     return sorted(cells, key=perplexity)
 
 
+def implementation_of(cell: str, asked: str) -> str:
+    """Return how a cell is written: n-grams not at all, those of other packages as one step, ours as was asked."""
+    if cell == NGRAM:
+        return "–"
+    return asked if cell in CELLS or not cell else "scratch"
+
+
 def of_runs(runs: Sequence[TrackedRun], champions: Collection[str]) -> list[TrackedCell]:
     """Return runs with their figures; `champions` are the ids of those whose models are champions."""
     return [TrackedCell(run, _of_run(run, run.run_id in champions)) for run in runs]
@@ -91,7 +98,9 @@ def _of_run(run: TrackedRun, champion: bool) -> CellFigures:
     parameters = metrics.get("model/parameters")
     return CellFigures(
         cell=run.tags.get("rnnlm.cell", "?"),
-        implementation="–" if run.tags.get("rnnlm.cell") == NGRAM else run.parameters.get("model.implementation", "?"),
+        implementation=implementation_of(
+            run.tags.get("rnnlm.cell", ""), run.parameters.get("model.implementation", "?")
+        ),
         parameters=None if parameters is None else int(parameters),
         train_perplexity=metrics.get("best/train_perplexity"),
         valid_perplexity=metrics.get("best/valid_perplexity"),

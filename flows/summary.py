@@ -7,11 +7,10 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.comparison import CellFigures, markdown_table
+from flows.comparison import CellFigures, implementation_of, markdown_table
 from flows.ledger import Ledger
 from flows.report import publish
 from rnnlm_core.compare import PICTURE, TABLE, Compared, Row
-from rnnlm_core.config import CELLS, NGRAM
 from rnnlm_core.errors import PartialError
 from tasks import dynamic_evaluation, tracked_champion, tracked_notes, tracking, workspace
 from tasks.tracked_registry import Version
@@ -135,16 +134,11 @@ def _describe_result(
     tracked_notes.note_pipeline(ledger.run, best, result, markdown_table(figures, links), found, ledger.reasons())
 
 
-def _implementation(cell: str, asked: str) -> str:
-    """Return how a cell is written: n-grams not at all, those of other packages as one step."""
-    return asked if cell in CELLS else "–" if cell == NGRAM else "scratch"
-
-
 def _figures(ledger: Ledger, row: Row, best: Version) -> CellFigures:
     trained = ledger.cells[row.cell][0]
     return CellFigures(
         cell=row.cell,
-        implementation=_implementation(row.cell, dict(ledger.run.parameters)["model.implementation"]),
+        implementation=implementation_of(row.cell, dict(ledger.run.parameters)["model.implementation"]),
         parameters=row.parameters,
         train_perplexity=row.train_perplexity,
         valid_perplexity=row.valid_perplexity,

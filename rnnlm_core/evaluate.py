@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary
+from rnnlm_core.corpus import build_corpus, corpus_conventions, corpus_facts, corpus_vocabulary
+from rnnlm_core.download import Text
 from rnnlm_core.errors import DataError
 from rnnlm_core.mapped_ids import mapped_ids
 from rnnlm_core.model import LanguageModel, Model
@@ -19,6 +20,8 @@ from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.output_loss import MOST_LOGITS
 from rnnlm_core.saved_model import SavedModel, load_model
 from rnnlm_core.store import Handle, Store
+from rnnlm_core.tokenize import tokenize_as
+from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 
 CHUNK = 512
 """Tokens per forward pass, fewer of a large vocabulary; the result does not depend on it."""
@@ -33,6 +36,25 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     saved = open_both(model, corpus, store)
     ids = torch.from_numpy(mapped_ids(corpus, split, len(saved.vocabulary), store))
     return figures(stream_loss(saved.model, ids), len(ids), store.path(corpus), split)
+
+
+def evaluate_text(
+    saved: SavedModel, text: Text, split: str, shares: tuple[int, int, int] | None, store: Store
+) -> Evaluated:
+    """Measure a model on one split of any text, normalised and cut as its own was.
+
+    What its vocabulary lacks is `<unk>`, and counted (`oov_rate`). `shares` divide a text in one file; None for one
+    that is published in three. Raises `DataError` for a split that is not there or too short.
+    """
+    tokens = tokenize_as(text.handle, saved.normalizer, saved.tokenizer, store)
+    with store.draft("vocabulary") as draft:
+        (draft.folder / VOCABULARY_FILE).write_text(saved.vocabulary.to_json(), encoding="utf-8")
+        vocabulary = draft.publish()
+    corpus = build_corpus(tokens, vocabulary, shares, 0, store)
+    if split not in corpus.splits:
+        raise DataError("this text has no such split", split, f"it has {', '.join(corpus.splits)}")
+    ids = torch.from_numpy(mapped_ids(corpus.handle, split, len(saved.vocabulary), store))
+    return figures(stream_loss(saved.model, ids), len(ids), store.path(corpus.handle), split)
 
 
 def open_both(model: Handle, corpus: Handle, store: Store, device: str = "cpu") -> SavedModel:

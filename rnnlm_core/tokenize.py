@@ -56,20 +56,34 @@ def tokenize(
     Raises `DataError` when nothing is left (and says which normaliser would keep the text), and for bytes that
     are not UTF-8.
     """
-    source = store.open(text)
+    parts = _parts(text, normalizer_name, max_chars, store)
+    if level == "bpe":
+        if "whole" in parts:
+            parts = _divide(parts["whole"], shares, _length(parts["whole"]))
+        cut: Tokenizer = BpeTokenizer.learn(_at_words(parts["train"].blocks(join_lines=True)), bpe_size)
+    else:
+        cut = tokenizer(level, eos)
+    return _tokens(text, parts, cut, normalizer_name, max_chars, store)
+
+
+def tokenize_as(text: Handle, normalizer_name: str, cut: Tokenizer, store: Store) -> Tokens:
+    """Normalise a text and cut it with a tokenizer that is there already, as a trained model has one."""
+    return _tokens(text, _parts(text, normalizer_name, 0, store), cut, normalizer_name, 0, store)
+
+
+def _parts(text: Handle, normalizer_name: str, max_chars: int, store: Store) -> dict[str, "Part"]:
     rule = normalizer(normalizer_name)
+    return {path.stem: Part(path, rule, max_chars=max_chars) for path in sorted(store.open(text).glob("*.txt"))}
+
+
+def _tokens(
+    text: Handle, parts: Mapping[str, "Part"], cut: Tokenizer, normalizer_name: str, max_chars: int, store: Store
+) -> Tokens:
     with store.draft("tokens") as draft:
-        parts = {path.stem: Part(path, rule, max_chars=max_chars) for path in sorted(source.glob("*.txt"))}
-        if level == "bpe":
-            if "whole" in parts:
-                parts = _divide(parts["whole"], shares, _length(parts["whole"]))
-            cut: Tokenizer = BpeTokenizer.learn(_at_words(parts["train"].blocks(join_lines=True)), bpe_size)
-        else:
-            cut = tokenizer(level, eos)
         written = {name: _write_tokens(part, cut, draft.folder / f"{name}.parquet") for name, part in parts.items()}
         counts = {name: total for name, (total, _) in written.items()}
         if all(blank for _, blank in written.values()):
-            raise nothing_left(source.name, normalizer_name)
+            raise nothing_left(text.sha256, normalizer_name)
         _write_facts(draft.folder, cut, normalizer_name, max_chars, counts)
         return Tokens(draft.publish(), counts)
 

@@ -14,16 +14,17 @@ from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.corpus import build_corpus, id_batches
 from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, IntegrityError
-from rnnlm_core.evaluate import evaluate, stream_loss
+from rnnlm_core.evaluate import evaluate, evaluate_text, stream_loss
 from rnnlm_core.levels import tokenizer
 from rnnlm_core.model import LanguageModel
 from rnnlm_core.outcomes import perplexity
-from rnnlm_core.saved_model import save_model
+from rnnlm_core.saved_model import load_model, save_model
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import tokenize
 from rnnlm_core.vocabulary import Vocabulary, build_vocabulary
 
 V = 9
+SHARES = (80, 10, 10)
 IDS = torch.randint(0, V, (50,), generator=torch.Generator().manual_seed(0)).int()
 
 
@@ -162,6 +163,29 @@ def test_eos_is_a_token_that_the_result_names_and_the_line_end_it_stands_for(sto
 def test_a_corpus_without_eos_says_so(words: Any, store: Store) -> None:
     handle, _ = publish(store, words, "word")
     assert evaluate(handle, words.corpus, "test", store).eos == "none"
+
+
+@pytest.mark.parametrize("level", ["char", "word"])
+def test_a_text_is_measured_as_the_corpus_that_it_becomes(level: str, build: Any, store: Store, tmp_path: Path) -> None:
+    built = build("one two three two one three three two\n" * 30, level=level)
+    handle, _ = publish(store, built, level)
+    text = download(resolve(str(tmp_path / "text.txt")), store)
+    saved = load_model(store.open(handle))
+    for split in ("train", "valid", "test"):
+        assert evaluate_text(saved, text, split, SHARES, store) == evaluate(handle, built.corpus, split, store)
+
+
+def test_another_text_is_read_with_what_the_model_knows(build: Any, store: Store, tmp_path: Path) -> None:
+    handle, model = publish(store, build("abcabcbca" * 20), "char")
+    (tmp_path / "other.txt").write_text("abxcb")
+    text = download(resolve(str(tmp_path / "other.txt")), store)
+    saved = load_model(store.open(handle))
+    found = evaluate_text(saved, text, "test", (0, 0, 1), store)
+    assert found.oov_rate == 1 / 5
+    ids = torch.tensor(saved.vocabulary[["a", "b", "<unk>", "c", "b"]])
+    assert found.loss == pytest.approx(naive_nats(model, ids) / 4, rel=1e-5)
+    with pytest.raises(DataError, match="this text has no such split: valid: it has test"):
+        evaluate_text(saved, text, "valid", (0, 0, 1), store)
 
 
 def test_a_corpus_with_other_ids_is_refused(build: Any, store: Store) -> None:

@@ -19,7 +19,7 @@ PUBLIC = {
     "dynamic_evaluation": ("dynamic_loss", "evaluate_dynamically"),
     "encoder": ("BidirectionalEncoder",),
     "errors": ("RnnlmError",),
-    "evaluate": ("evaluate", "stream_loss"),
+    "evaluate": ("evaluate", "evaluate_text", "stream_loss"),
     "extensions": ("register",),
     "generate": ("continue_text", "continue_texts", "generate", "stream_text"),
     "levels": ("Tokenizer", "read_tokenizer", "tokenizer"),

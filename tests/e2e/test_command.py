@@ -84,6 +84,25 @@ def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any]
     assert list(processes_of(home)) == []
 
 
+def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Command, home: Path) -> None:
+    done = rnnlm("evaluate", "--model", "rnn", "--corpus", "python-docs", "--json", home / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((home / "figures.json").read_text())
+    assert figures["perplexity"] == first["cells"]["rnn"]["test_perplexity"]
+    assert figures["bits_per_char"] == first["cells"]["rnn"]["bits_per_char"]
+    assert f"perplexity          {figures['perplexity']:.4f}" in done.stdout
+    refused = rnnlm("evaluate", "--model", "rnn", "--corpus", "python-docs", "--split", "tset")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: unknown split: tset: did you mean test? (known: train, valid, test, all)\n",
+    )
+    other = home / "other.txt"
+    other.write_text("Ünlike the text: " * 40)
+    asked = rnnlm("evaluate", "--model", "rnn", "--corpus", other, "--split", "all")
+    assert "of the tokens are not in the model's vocabulary: each counts as <unk>" in asked.stderr
+    assert asked.stdout.startswith("rnn on other.txt (all of it, 680 characters)\n")
+
+
 def test_nothing_is_written_outside_the_home(first: dict[str, Any], home: Path, elsewhere: Path) -> None:
     assert list(elsewhere.iterdir()) == []
     made = {path.name for path in home.iterdir()}
