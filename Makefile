@@ -88,6 +88,7 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)  ## the handbook: the pages made of the code, then all of docs/ into site/; a dead link fails
 	$(BIN)/python -m handbook
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python -m pytest --quiet tests/handbook
 	@echo "site/index.html; for its search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 up: $(STAMP)  ## Prefect's server, a worker and MLflow's pages on loopback, all deployed; Ctrl-C ends them

@@ -42,23 +42,48 @@ def test_code_is_no_text() -> None:
     assert on_site(page, "CONTRIBUTING.md", "contributing.md") == page.removesuffix("(README.md)") + "(index.md)"
 
 
-def test_the_site_is_built_with_every_page_and_no_dead_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built handbook: `strict: true` makes an error of every warning."""
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))  # `strict: true`: a warning is an error
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return folder
+
+
+def test_the_site_has_every_page(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
-    built = {path.relative_to(tmp_path).with_suffix("") for path in tmp_path.rglob("*.html")}
+    built = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
     renamed = {Path("decisions/index") if page == Path("decisions/README") else page for page in pages}
     assert renamed | {Path("index"), Path("changelog"), Path("contributing"), Path("404")} == built
 
 
-def test_the_site_asks_nothing_of_the_network(tmp_path: Path) -> None:
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
+def test_the_sources_that_a_page_links_to_go_along(site: Path) -> None:
+    assert "cells as equations" in (site / "source" / "rnnlm_core" / "cells.py.txt").read_text(encoding="utf-8")
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+
+def test_the_site_asks_nothing_of_the_network(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
     loaded = [part.split(">")[0] for tag in ("<script", "<link", "<img") for part in page.split(tag)[1:]]
     assert loaded
     assert [part for part in loaded if "://" in part] == []
+
+
+def test_a_dead_link_or_anchor_fails_the_build(tmp_path: Path) -> None:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
+
+    (tmp_path / "docs").mkdir()
+    changes = {"docs_dir": str(tmp_path / "docs"), "site_dir": str(tmp_path / "site")}
+
+    def build_with(link: str) -> None:
+        (tmp_path / "docs" / "page.md").write_text(f"# A page\n\n[a link]({link})\n")
+        build(load_config(str(ROOT / "mkdocs.yml"), nav=None, hooks=[], extra_css=[], **changes))
+
+    build_with("page.md#a-page")
+    for dead in ("nowhere.md", "page.md#nowhere", "../rnnlm_core/nowhere.py"):
+        with pytest.raises(Abort):
+            build_with(dead)
