@@ -81,7 +81,7 @@ def test_a_dead_link_or_anchor_fails_the_build(tmp_path: Path) -> None:
 
     def build_with(link: str) -> None:
         (tmp_path / "docs" / "page.md").write_text(f"# A page\n\n[a link]({link})\n")
-        build(load_config(str(ROOT / "mkdocs.yml"), nav=None, hooks=[], extra_css=[], **changes))
+        build(load_config(str(ROOT / "mkdocs.yml"), nav=["page.md"], hooks=[], extra_css=[], **changes))
 
     build_with("page.md#a-page")
     for dead in ("nowhere.md", "page.md#nowhere", "../rnnlm_core/nowhere.py"):
