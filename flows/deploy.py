@@ -11,9 +11,7 @@ from pathlib import Path
 
 from rnnlm_core.errors import ResourceError, RnnlmError
 from tasks import workspace
-
-POOL = "rnnlm"
-FILE = "prefect.yaml"
+from tasks.workspace import DEPLOYMENTS, POOL
 
 
 def deploy() -> None:
@@ -26,13 +24,15 @@ def deploy() -> None:
 
     os.environ["PWD"] = str(workspace.PROJECT)  # what `prefect.yaml` calls the project: a shell may be elsewhere
 
-    deployments.check(workspace.PROJECT / FILE)
+    deployments.check(DEPLOYMENTS)
     tracking_database.experiment_id()
     scheduled_runs.make_pool(POOL)
     repair()
     prefect("deploy", "--all")
-    for name in scheduled_runs.not_among(POOL, deployments.names(workspace.PROJECT / FILE)):
-        print(f"{name} is deployed, but not in {FILE}: `prefect deployment delete {name}` ends it", flush=True)
+    for name in scheduled_runs.not_among(POOL, deployments.names(DEPLOYMENTS)):
+        print(
+            f"{name} is deployed, but not in {DEPLOYMENTS.name}: `prefect deployment delete {name}` ends it", flush=True
+        )
 
 
 def repair() -> None:
@@ -50,7 +50,7 @@ def prefect(*arguments: str) -> None:
     done = subprocess.run(command, cwd=workspace.PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join((done.stdout + done.stderr).split())
-        raise ResourceError(f"`prefect {' '.join(arguments)}` failed", words[-300:], f"see {FILE}")
+        raise ResourceError(f"`prefect {' '.join(arguments)}` failed", words[-300:], f"see {DEPLOYMENTS.name}")
 
 
 def main() -> None:

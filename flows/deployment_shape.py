@@ -7,9 +7,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from flows.deploy import POOL
 from flows.deployment_text import below
 from rnnlm_core.errors import suggestion
+from tasks.workspace import POOL
 
 
 def _kebab(value: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from flows.deploy import FILE
 from flows.deployment_parameters import flow_at, parameters
 from flows.deployment_runs import process_mistakes, schedule_mistakes, step_mistakes
 from flows.deployment_shape import File, shape
@@ -102,7 +101,7 @@ def _deployments(deployments: list[Any]) -> Iterator[str]:
 
 def main() -> None:
     """Check a file, by default the project's; tell every mistake, one a line."""
-    file = Path(sys.argv[1]) if sys.argv[1:] else workspace.PROJECT / FILE
+    file = Path(sys.argv[1]) if sys.argv[1:] else workspace.DEPLOYMENTS
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         del os.environ[name]  # no server is asked, and a profile of somebody's is not at the home below
     with tempfile.TemporaryDirectory() as home:

@@ -10,7 +10,8 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import runners
-from flows.summary import CellStages, Ledger, RunSummary
+from flows.ledger import CellStages, Ledger
+from flows.summary import RunSummary, finish
 from flows.text_stages import TextStages
 from flows.train_cell import train_on_a_worker
 from rnnlm_core.config import NGRAM, RunConfig, flatten
@@ -31,6 +32,7 @@ from tasks.train import train
 # A thread waits for its stage; what trains is a process that has waited for its slot (`tasks.train`).
 THREADS = 16
 SLOWEST_FIRST = ("gru", "lstm", "rnn", "ngram")
+"""Before them those of other packages, which have no kernel."""
 
 
 @flow(
@@ -55,7 +57,8 @@ def language_model(
     Args:
         preset: the complete config to start from (`rnnlm presets` lists them).
         corpus: another text: a name (`rnnlm corpora`), a path or an http(s) address.
-        cells: which of rnn, gru, lstm and ngram (the baseline without a network); each takes a training of its own.
+        cells: which of rnn, gru, lstm, ngram (the baseline without a network) and those of installed packages; each
+            takes a training of its own.
         changes: config keys and their values, `{"train.epochs": 3}`; a changed key repeats the stages it reaches.
         runner: who works on the shards of a long text: local, dask or ray, or dask:HOST:PORT, ray:HOST:PORT.
         on_workers: train each cell as a flow run of its own, on any worker of the pool.
@@ -85,13 +88,17 @@ def language_model(
             health.clear_checkpoints()
 
 
+def _how_fast(cell: str) -> int:
+    return SLOWEST_FIRST.index(cell) if cell in SLOWEST_FIRST else -1
+
+
 def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Runner, on_workers: bool) -> RunSummary:
     ledger = Ledger(run, source)
     text = TextStages.begin(config, source, ledger, workers)
     ids, words = text.corpus, text.vocabulary
     # Submitted when they can start, so that they queue for a processor in this order.
     cells = {}
-    for cell in sorted(config.cells, key=SLOWEST_FIRST.index):
+    for cell in sorted(config.cells, key=_how_fast):
         settings = (cell, ids, words, config.model.for_cell(cell), config.train.for_cell(cell), run)
         there = train_on_a_worker.submit(*settings) if on_workers else None
         trained = train.submit(*settings, wait_for=[there] if there else None)
@@ -105,4 +112,4 @@ def _chain(config: RunConfig, source: Source, run: FlowRun, workers: runners.Run
     ledger.take_cells({cell: cells[cell] for cell in config.cells})
     done = ledger.done()
     compared = compare.submit([cells[cell].train for cell in done], [cells[cell].evaluate for cell in done])
-    return ledger.finish(ledger.take("compare", compared))
+    return finish(ledger, ledger.take("compare", compared))

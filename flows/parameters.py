@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from rnnlm_core.config import KNOWN_CELLS, RunConfig
+from rnnlm_core.config import RunConfig, known_names
 from rnnlm_core.presets import PRESETS
 
 LIMITS = {"at_least": "ge", "above": "gt", "at_most": "le", "below": "lt"}
@@ -27,8 +27,10 @@ def _fields() -> Iterator[tuple[str, Any]]:
             continue
         words, types = descriptions(cls), get_type_hints(cls)
         for one in dataclasses.fields(cls):
-            limits = {LIMITS[name]: limit for name, limit in one.metadata.items()}
+            limits = {LIMITS[name]: limit for name, limit in one.metadata.items() if name in LIMITS}
             kind = list[str] if types[one.name] == tuple[str, ...] else types[one.name]
+            if names := one.metadata.get("names"):
+                kind = Literal[known_names(names)]
             if kind is bool:  # a switch that nobody has touched would be sent as false; a choice is not
                 kind = Literal["true", "false"]
             strict = True if kind in (int, float, str) else None  # the others take nothing else anyway
@@ -56,7 +58,7 @@ else:
     Changes.__doc__ = "Config keys and their values; what is left out is as in the preset."
     Changes.__pydantic_config__ = ConfigDict(extra="forbid")
     Preset = Literal[tuple(PRESETS)]
-    Cell = Literal[KNOWN_CELLS]
+    Cell = Literal[known_names("cell")]
 
 Cells = list[Cell] | None
 Text = str | None

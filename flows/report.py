@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry
+from flows.ledger import Ledger
+from rnnlm_core.catalogue import CatalogueEntry, find_corpus
 from rnnlm_core.compare import PICTURE, Compared, Row
-from rnnlm_core.config import KNOWN_CELLS
+from rnnlm_core.config import known_names
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import Source, Text, without_password
 from rnnlm_core.errors import ResourceError
@@ -30,9 +30,6 @@ from tasks import tracked_runs, tracking, workspace
 from tasks.tracking import FlowRun
 from tasks.tracking_database import experiment_id
 from tasks.wording import duration, finite_figure
-
-if TYPE_CHECKING:
-    from flows.summary import Ledger
 
 TEMPLATE = "report.html.j2"
 FILE = "report.html"
@@ -97,7 +94,7 @@ class Report:
     @property
     def catalogued(self) -> CatalogueEntry | None:
         """The catalogue's entry of the corpus, if it has one."""
-        return CATALOGUE.get(self.source.name) if self.source.kind in ("embedded", "catalogue") else None
+        return find_corpus(self.source.name) if self.source.kind in ("embedded", "catalogue") else None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -116,7 +113,7 @@ class Report:
 
     def outcomes(self) -> dict[str, list[Stage]]:
         """Return the stages by name, in the order in which they ended, cells in their usual order."""
-        order = {cell: place for place, cell in enumerate(KNOWN_CELLS)}
+        order = {cell: place for place, cell in enumerate(known_names("cell"))}
         names = dict.fromkeys(stage.name for stage in self.stages)
         chosen = {name: [stage for stage in self.stages if stage.name == name] for name in names}
         return {name: sorted(stages, key=lambda stage: order.get(stage.cell, -1)) for name, stages in chosen.items()}
@@ -149,7 +146,7 @@ def render(report: Report) -> str:
     return environment.get_template(TEMPLATE).render(report=report)
 
 
-def publish(ledger: "Ledger", compared: Compared, seconds: float) -> Path:
+def publish(ledger: Ledger, compared: Compared, seconds: float) -> Path:
     """Write the report of a run under `artifacts/reports/`, give MLflow a copy, and return its path.
 
     Raises `ResourceError` if it cannot be written; what the run has made is kept in any case.
@@ -166,7 +163,7 @@ def publish(ledger: "Ledger", compared: Compared, seconds: float) -> Path:
     return path
 
 
-def _gather(ledger: "Ledger", compared: Compared, seconds: float) -> Report:
+def _gather(ledger: Ledger, compared: Compared, seconds: float) -> Report:
     run, store = ledger.run, workspace.store()
     text: Text = ledger.results["download", ""]
     found: Statistics = ledger.results["statistics", ""]
@@ -200,7 +197,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **ours}
 
 
-def _cell(ledger: "Ledger", row: Row) -> Cell:
+def _cell(ledger: Ledger, row: Row) -> Cell:
     tracked, samples, cached = ledger.cells[row.cell]
     trained, run_id = tracked.trained, tracked.run_id
     learnt = ledger.dynamic_perplexity(row.cell)

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.language_model import THREADS
-from flows.summary import Ledger
+from flows.ledger import Ledger
 from flows.sweep_summary import publish, summarize
 from flows.text_stages import TextStages
 from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig, flatten

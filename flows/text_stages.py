@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from prefect.futures import PrefectFuture
 
 from flows import runners, text_shards
-from flows.summary import Ledger
+from flows.ledger import Ledger
 from rnnlm_core import shards
 from rnnlm_core.config import RunConfig
 from rnnlm_core.corpus import Corpus

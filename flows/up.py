@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows.deploy import POOL
 from flows.services import MARK, STOP_SECONDS, Service, end_marked
 from rnnlm_core.download import without_password
 from rnnlm_core.errors import ConfigError, ResourceError, UsageError
@@ -190,7 +189,16 @@ class _Roof:
         self.worker = self._service(
             "worker",
             [
-                *(str(scripts / "prefect"), "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process"),
+                *(
+                    str(scripts / "prefect"),
+                    "--no-prompt",
+                    "worker",
+                    "start",
+                    "--pool",
+                    workspace.POOL,
+                    "--type",
+                    "process",
+                ),
                 *("--name", processes.worker_name(), "--limit", str(plan.runs)),
             ],
         )

@@ -22,15 +22,16 @@ CORE = "rnnlm_core."
 OTHERS = "others"
 SUBJECTS = {
     "runs": "presets inspection search search_space published champion",
-    "training": "train train_process trainer optimizer learning_rate weight_average activation_regularization "
+    "training": "train train_process child_process training_job trainer optimizer learning_rate weight_average "
+    "activation_regularization "
     "precision cuda_graph snapshot checkpoint ranks rank_process process_usage",
     "measuring": "evaluate score dynamic_evaluation dynamic_evaluation_process compare training_plot pictures",
     "writing": "generate onnx_export model_card",
-    "network": "model cells scratch recurrence output_loss softmax dropout encoder native cores",
+    "network": "model saved_model step_layer cells scratch recurrence output_loss softmax dropout encoder native cores",
     "n-grams": "ngram ngram_counts ngram_training kneser_ney",
     "text": "catalogue download transfer normalize levels tokenize shards pieces splits row_groups indices",
     "corpus": "vocabulary corpus mapped_ids partition statistics",
-    "ground": "config config_rules config_values errors outcomes store remote crashpoints",
+    "ground": "extensions config config_rules config_values errors outcomes store remote crashpoints",
 }
 """The modules of the core by what they are about; those that nobody has put anywhere are `others`."""
 ROWS = (
@@ -173,7 +174,7 @@ def _boxes(axes: Axes) -> dict[str, Box]:
     top = 0.99
     for rows, colour in zip((*ROWS[:2], core), COLOURS, strict=True):
         for row in rows:
-            texts = [textwrap.wrap(", ".join(named[name]), 145 // len(row), break_on_hyphens=False) for name in row]
+            texts = [textwrap.wrap(", ".join(named[name]), 135 // len(row), break_on_hyphens=False) for name in row]
             height = 0.038 + 0.0165 * max(len(text) for text in texts)
             width = 0.92 / len(row)
             for i, (name, text) in enumerate(zip(row, texts, strict=True)):

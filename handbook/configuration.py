@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flows.parameters import descriptions
 from handbook.marks import table
-from rnnlm_core.config import KNOWN_CELLS, RunConfig, flatten
+from rnnlm_core.config import OWN_CELLS, OWN_NAMES, RunConfig, flatten
 from rnnlm_core.presets import PRESETS
 
 BOUNDS = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}
@@ -23,7 +23,7 @@ def configuration() -> str:
 
 
 def _cells(default: RunConfig) -> str:
-    row = ["`cells`", f"`{','.join(default.cells)}`", _choices(KNOWN_CELLS), "What is trained side by side."]
+    row = ["`cells`", f"`{','.join(default.cells)}`", _choices(OWN_CELLS), "What is trained side by side."]
     return "## cells\n\n" + table(["key", "default", "takes", "meaning"], [row])
 
 
@@ -43,6 +43,8 @@ def _section(section: str, cls: type, default: Any) -> str:
 
 
 def _takes(kind: Any, limits: Any) -> str:
+    if "names" in limits:  # those of this package: the page is the same wherever it is made
+        return _choices(OWN_NAMES[limits["names"]])
     if get_origin(kind) is Literal:
         return _choices(get_args(kind))
     bounds = ", ".join(f"{BOUNDS[rule]} {_number(limit)}" for rule, limit in limits.items())

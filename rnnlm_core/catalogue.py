@@ -1,12 +1,13 @@
 """The corpora that have a name: where they are, which bytes they must be, what one may do with them.
 
 A mirror (`RNNLM_MIRROR`, a folder or an address) holds the files under the names given here; the digests are
-checked wherever the bytes come from. Adding a corpus is adding an entry.
+checked wherever the bytes come from. Adding a corpus is adding an entry, here or in a package of one's own.
 """
 
 from dataclasses import dataclass
 
-from rnnlm_core.errors import unknown_name
+from rnnlm_core.errors import UsageError
+from rnnlm_core.extensions import extensions
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,20 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 }
 
 
-def corpus_entry(name: str) -> CatalogueEntry:
-    """Return the catalogue's entry for `name`; an unknown name lists the known ones."""
-    if name not in CATALOGUE:
-        raise unknown_name("corpus", name, list(CATALOGUE))
-    return CATALOGUE[name]
+def find_corpus(name: str) -> CatalogueEntry | None:
+    """Return the entry of a name, of this package or of another; None if there is none."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    found = extensions("corpus", CATALOGUE).get(name)
+    if found is None:
+        return None
+    entry = found.load()
+    if not isinstance(entry, CatalogueEntry) or entry.name != name or not entry.files:
+        what = f"the corpus {name} must be a rnnlm_core.catalogue.CatalogueEntry of that name, with files"
+        raise UsageError(what, found.place, "mend or uninstall it")
+    return entry
+
+
+def corpus_names() -> tuple[str, ...]:
+    """Return the names of all corpora: of this package, then of others."""
+    return (*CATALOGUE, *extensions("corpus", CATALOGUE))

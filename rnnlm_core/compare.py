@@ -16,6 +16,7 @@ PICTURE = "perplexity.png"
 TABLE = "table.json"
 # A palette that stays apart for colour-blind eyes and in print.
 COLOURS = {"rnn": "#0072B2", "gru": "#D55E00", "lstm": "#009E73", "ngram": "#CC79A7"}
+OTHER_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def draw_perplexity(trained: Sequence[Trained], axes: Any) -> None:
     """Draw the curves of `plot_perplexity` into axes of matplotlib's."""
     from matplotlib.ticker import MaxNLocator
 
+    others = [one.cell for one in trained if one.cell not in COLOURS]
     for one in trained:
-        colour = COLOURS[one.cell]
+        colour = COLOURS.get(one.cell) or OTHER_COLOURS[others.index(one.cell) % len(OTHER_COLOURS)]
         if one.cell == NGRAM:  # a level for the others to get below
             level, split = one.best.valid_perplexity, "valid"
             if level is None:

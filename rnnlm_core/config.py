@@ -8,16 +8,22 @@ import dataclasses
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from rnnlm_core.extensions import Kind, extensions
+
 CELLS = ("rnn", "gru", "lstm")
 """The recurrent cells, which a run has by default."""
 NGRAM = "ngram"
 """The baseline beside them: no network, but counted n-grams."""
-KNOWN_CELLS = (*CELLS, NGRAM)
+OWN_CELLS = (*CELLS, NGRAM)
+"""Those of this package; `known_names` has the others as well."""
 OF_NGRAMS = ("model.order", "model.discounts")
 """The keys of `model` and `train` that say something of n-grams; all others say something of networks."""
 CHECKPOINT_SECONDS = 30.0
 """How much work a kill may cost: a training saves its place this often, in the middle of an epoch as well. No part of
 the config: it changes no result."""
+LEVELS = ("char", "word", "byte", "bpe")
+NORMALIZERS = ("none", "nfc", "letters", "chinese", "d2l-lines", "d2l-whole")
+OWN_NAMES: dict[Kind, tuple[str, ...]] = {"cell": OWN_CELLS, "tokenizer": LEVELS, "normalizer": NORMALIZERS}
 LINE_KEEPING = ("none", "nfc", "d2l-lines")
 """The normalisers that leave line ends where they are."""
 SPLITS = ("train", "valid", "test")
@@ -36,9 +42,17 @@ def _option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    names: Kind | None = None,
 ) -> Any:
-    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    """Return a field with the limits of its values, or the kind of things whose `names` they are."""
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "names": names}
     return field(default=default, metadata={k: v for k, v in limits.items() if v is not None})
+
+
+def known_names(kind: Kind) -> tuple[str, ...]:
+    """Return the cells, tokenizers or normalisers that there are: of this package, then of others."""
+    own = OWN_NAMES[kind]
+    return (*own, *extensions(kind, own))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +61,7 @@ class CorpusConfig:
 
     name: str = "python-docs"
     """A name of the catalogue, the path of a file or folder, or an http(s) address (`#sha256=…` pins its bytes)."""
-    normalizer: Literal["none", "nfc", "letters", "chinese", "d2l-lines", "d2l-whole"] = "none"
+    normalizer: str = _option("none", names="normalizer")
     """`none` keeps the text; `nfc` composes what Unicode can write in two ways (é as one character); `letters` keeps
     a–z and single spaces and fuses no words; `chinese` turns line ends into spaces; `d2l-lines` and `d2l-whole` are
     the book's two editions."""
@@ -75,7 +89,7 @@ class CorpusConfig:
 class TokenizerConfig:
     """What a token is, and which tokens have an id."""
 
-    level: Literal["char", "word", "byte", "bpe"] = "char"
+    level: str = _option("char", names="tokenizer")
     """`char`: one Unicode character; `word`: what stands between white space; `byte`: one byte of UTF-8; `bpe`:
     byte pairs merged as learnt from the training split (Sennrich et al. 2016)."""
     eos: Literal["none", "line"] = "none"
@@ -143,10 +157,17 @@ class ModelConfig:
         return (self.hidden_size,) * (self.num_layers - 1) + (tied or self.hidden_size,)
 
     def for_cell(self, cell: str) -> "ModelConfig":
-        """Return what of the config one cell depends on: the place of the reset gate, settled, for the GRU alone."""
+        """Return what of the config one cell depends on.
+
+        The place of the reset gate, settled, for the GRU alone; of a cell of another package, which is one step
+        written out, `implementation` decides on its first weights alone.
+        """
         if cell == NGRAM:
             return ModelConfig(order=self.order, discounts=self.discounts)
         own = replace(self, order=ModelConfig.order, discounts=ModelConfig.discounts)
+        if cell not in CELLS:
+            first: Literal["book", "torch"] = "book" if self.implementation == "scratch" else "torch"
+            own = replace(own, implementation="scratch", init=first if self.init == "auto" else self.init)
         if cell != "gru":
             return replace(own, reset_gate="auto")
         placed: Literal["before", "after"] = "before" if self.implementation == "scratch" else "after"

@@ -11,7 +11,6 @@ from dataclasses import fields
 from typing import Any
 
 from rnnlm_core.config import (
-    KNOWN_CELLS,
     LINE_KEEPING,
     LONGEST_PREFIX,
     NGRAM,
@@ -21,6 +20,7 @@ from rnnlm_core.config import (
     ModelConfig,
     RunConfig,
     flatten,
+    known_names,
 )
 from rnnlm_core.errors import ConfigError, suggestion
 
@@ -60,6 +60,8 @@ def limits(config: Any, prefix: str = "") -> Iterator[str]:
             for text in [value] if isinstance(value, str) else value:
                 if mistake := unicode_mistake(text):
                     yield f"`{key}` {mistake}. Got {text!r}"
+            if (kind := item.metadata.get("names")) and value not in (known := known_names(kind)):
+                yield f"`{key}` must be one of {', '.join(known)}. Got {value!r}"
         else:
             for rule, limit in item.metadata.items():
                 kept = {
@@ -93,13 +95,7 @@ def prefix_mistake(prefix: str) -> str:
 
 def _rules(config: RunConfig) -> Iterator[str]:
     """Yield what single values cannot show: rules between keys, and names with a grammar."""
-    unknown = [cell for cell in config.cells if cell not in KNOWN_CELLS]
-    for cell in unknown:
-        yield f"unknown cell: {cell}: {suggestion(cell, list(KNOWN_CELLS))}"
-    for cell in sorted({cell for cell in config.cells if config.cells.count(cell) > 1}):
-        yield f"`cells` must name each cell once. Got {cell} twice"
-    if not config.cells:
-        yield f"`cells` must name at least one of {', '.join(KNOWN_CELLS)}. Got none"
+    yield from _cell_rules(config.cells)
     if mistake := _split_mistake(config.corpus.split):
         yield mistake
     else:
@@ -128,6 +124,17 @@ def _rules(config: RunConfig) -> Iterator[str]:
         yield "`generate.stop` must hold no empty token. Got ''"
     for key, why in without_effect(config):
         yield f"`{key}` has no effect {why}. Got {flatten(config)[key]}"
+
+
+def _cell_rules(cells: tuple[str, ...]) -> Iterator[str]:
+    known = known_names("cell")
+    for cell in cells:
+        if cell not in known:
+            yield f"unknown cell: {cell}: {suggestion(cell, list(known))}"
+    for cell in sorted({cell for cell in cells if cells.count(cell) > 1}):
+        yield f"`cells` must name each cell once. Got {cell} twice"
+    if not cells:
+        yield f"`cells` must name at least one of {', '.join(known)}. Got none"
 
 
 def _split_mistake(split: str) -> str:
@@ -240,8 +247,8 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
         **_dropout_conditions(values),
         "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
-        "tokenizer.min_freq": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
-        "tokenizer.reserved_tokens": (level in ("char", "word"), f"at level {level}, whose vocabulary is complete"),
+        "tokenizer.min_freq": (level not in ("byte", "bpe"), f"at level {level}, whose vocabulary is complete"),
+        "tokenizer.reserved_tokens": (level not in ("byte", "bpe"), f"at level {level}, whose vocabulary is complete"),
         "model.reset_gate": ("gru" in values["cells"], "without the cell gru"),
         "model.order": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
         "model.discounts": (NGRAM in values["cells"], f"without the cell {NGRAM}"),

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from rnnlm_core.config import RunConfig, flatten
+from rnnlm_core.config import RunConfig, flatten, known_names
 from rnnlm_core.config_rules import check, limits, without_effect
 from rnnlm_core.errors import ConfigError, suggestion
+from rnnlm_core.extensions import Kind
 
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
 """A number as it is written everywhere; `float` alone also reads `1_0`, blanks and the digits of other scripts."""
@@ -55,6 +56,9 @@ def read_value(key: str, value: Any) -> Any:
     types_of = _types()
     if key not in types_of:
         raise ConfigError(f"unknown config key: {key}: {_meant(key)}")
+    kind = _kinds().get(key)
+    if kind is not None and value not in (known := known_names(kind)):
+        raise ConfigError(f"`{key}` must be one of {', '.join(known)}. Got {value!r}")
     try:
         return _read(value, types_of[key])
     except ValueError as error:
@@ -87,6 +91,15 @@ def _meant(key: str) -> str:
 def _types() -> dict[str, Any]:
     """Return the type of each dotted key."""
     return dict(_typed_keys(RunConfig))
+
+
+@functools.cache
+def _kinds() -> dict[str, Kind]:
+    """Return the kind of the things that a dotted key names, of the keys that name one."""
+    sections = {item.name: _hints(RunConfig)[item.name] for item in fields(RunConfig)}
+    named = [(f"{section}.{item.name}", item) for section, cls in sections.items()
+             if dataclasses.is_dataclass(cls) for item in fields(cls)]  # fmt: skip
+    return {key: item.metadata["names"] for key, item in named if "names" in item.metadata}
 
 
 _hints = functools.cache(get_type_hints)

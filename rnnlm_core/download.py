@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rnnlm_core.catalogue import CATALOGUE, CorpusFile
+from rnnlm_core.catalogue import CorpusFile, corpus_names, find_corpus
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import (
     DataError,
@@ -82,12 +82,12 @@ def resolve(name: str) -> Source:
     if name == EMBEDDED:
         digest = hashlib.sha256(_embedded_text().encode()).hexdigest()
         return Source(name, "embedded", "", (("whole", digest),))
-    if name in CATALOGUE:
-        files = tuple((file.split, file.text_sha256) for file in CATALOGUE[name].files)
+    if entry := find_corpus(name):
+        files = tuple((file.split, file.text_sha256) for file in entry.files)
         return Source(name, "catalogue", "", files)
     if "://" in name:
         return _address(name)
-    known = suggestion(name, list(CATALOGUE))
+    known = suggestion(name, list(corpus_names()))
     if not name.strip():
         raise UsageError("unknown corpus", repr(name), f"{known}; or give the path of a text")
     try:
@@ -146,7 +146,9 @@ def texts(source: Source, folder: Path) -> Iterator[tuple[str, Path]]:
         path.write_text(_embedded_text(), encoding="utf-8", newline="")
         yield "whole", path
     elif source.kind == "catalogue":
-        for file in CATALOGUE[source.name].files:
+        entry = find_corpus(source.name)
+        assert entry is not None, "resolved by its name"
+        for file in entry.files:
             yield file.split, _unpacked(file, _fetch(file, folder), folder)
     elif source.kind == "address":
         (_, digest), *_ = source.files

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rnnlm_core.child_process import Child, begin, report, watch_parent
 from rnnlm_core.config import EvaluateConfig
 from rnnlm_core.errors import Stopped
 from rnnlm_core.outcomes import Evaluated
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Child, begin, report, store_of, watch_parent
+from rnnlm_core.training_job import store_of
 
 REMEDY = "if memory ran out lower evaluate.dynamic_steps, then run the same command again"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is asked to measure; `threads`, `store` and `remote` are as in `train_process.Job`."""
+    """What a child is asked to measure; `threads`, `store` and `remote` are as in `training_job.Job`."""
 
     cell: str
     model: Handle

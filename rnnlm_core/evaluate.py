@@ -14,9 +14,10 @@ from torch import Tensor
 from rnnlm_core.corpus import corpus_conventions, corpus_facts, corpus_vocabulary
 from rnnlm_core.errors import DataError
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import LanguageModel, Model, SavedModel, load_model
+from rnnlm_core.model import LanguageModel, Model
 from rnnlm_core.outcomes import Evaluated, perplexity
 from rnnlm_core.output_loss import MOST_LOGITS
+from rnnlm_core.saved_model import SavedModel, load_model
 from rnnlm_core.store import Handle, Store
 
 CHUNK = 512

@@ -17,9 +17,10 @@ from rnnlm_core.cells import State
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.config_rules import prefix_mistake, unicode_mistake
 from rnnlm_core.errors import DataError, UsageError
-from rnnlm_core.model import Model, SavedModel, load_model
+from rnnlm_core.model import Model
 from rnnlm_core.normalize import normalizer
 from rnnlm_core.outcomes import Sample
+from rnnlm_core.saved_model import SavedModel, load_model
 from rnnlm_core.store import Handle, Store
 
 DEFAULT_PREFIX_TOKENS = 8

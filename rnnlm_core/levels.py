@@ -1,4 +1,4 @@
-"""What a token is, at each level: characters, words, bytes, or byte pairs merged as learnt from a text.
+"""What a token is, at each level: characters, words, bytes, byte pairs merged as learnt from a text.
 
 A tokenizer cuts text into tokens and puts tokens together again; it knows nothing of ids. Bytes are written as the
 256 characters that GPT-2 gave them, so that a token is a readable string (a space is `Ġ`, a line end `Ċ`).
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rnnlm_core.errors import IntegrityError, unknown_name
+from rnnlm_core.config import LEVELS, known_names
+from rnnlm_core.errors import IntegrityError, UsageError, unknown_name
+from rnnlm_core.extensions import extensions
 
 EOS = "<eos>"
 BPE_FILE = "bpe.json"
@@ -27,28 +29,30 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTES)}
 
 
 class Tokenizer:
-    """Characters; the other levels say what is different about them."""
+    """What cuts text into tokens and puts them together again; a package's own needs `split` alone.
 
-    level = "char"
-    noun = "characters"
+    A text comes in blocks that end with a line, in very long lines with a word: no token reaches further. Unless said
+    otherwise, tokens in a row are the text.
+    """
+
+    level = ""
+    """What configs call it."""
+    noun = "tokens"
+    """What its tokens are, in the plural."""
     alphabet: tuple[str, ...] = ()
     """Every token there can be, where that is known beforehand: then nothing is out of vocabulary."""
+    reads_words = True
+    """Whether it must see words as a whole."""
 
     def split(self, text: str) -> list[str]:
-        """Return the tokens of a text."""
-        return list(text)
+        """Return the tokens of a text, none of them empty."""
+        raise NotImplementedError(f"{type(self).__name__}.split")
 
     def encode(self, text: str) -> Any:
-        """Return the tokens of a text as a dictionary array, the dictionary in order of first appearance.
-
-        Its indices are bytes where the text has no other characters.
-        """
+        """Return the tokens of a text as a dictionary array, the dictionary in order of first appearance."""
         import pyarrow as pa
 
-        # One byte a character where that is all it takes: the table is then one look-up of the C library.
-        narrow = text.isascii()
-        points = np.frombuffer(text.encode("ascii" if narrow else "utf-32-le"), np.uint8 if narrow else np.uint32)
-        return _by_first_appearance(points, lambda kinds: pa.array([chr(point) for point in kinds], pa.string()))
+        return pa.array(self.split(text), pa.string()).dictionary_encode()
 
     def pieces(self, tokens: Iterable[str]) -> Iterator[str]:
         """Yield what each token adds to the text, in order; joined, the pieces are the text."""
@@ -76,11 +80,33 @@ class Tokenizer:
         """Write what belongs to this tokenizer and is not in `about` into a folder."""
 
 
+class CharTokenizer(Tokenizer):
+    """Characters of Unicode."""
+
+    level = "char"
+    noun = "characters"
+    reads_words = False
+
+    def split(self, text: str) -> list[str]:
+        """Return the characters of a text."""
+        return list(text)
+
+    def encode(self, text: str) -> Any:
+        """Return the characters as a dictionary array; its indices are bytes where the text has no others."""
+        import pyarrow as pa
+
+        # One byte a character where that is all it takes: the table is then one look-up of the C library.
+        narrow = text.isascii()
+        points = np.frombuffer(text.encode("ascii" if narrow else "utf-32-le"), np.uint8 if narrow else np.uint32)
+        return _by_first_appearance(points, lambda kinds: pa.array([chr(point) for point in kinds], pa.string()))
+
+
 class WordTokenizer(Tokenizer):
     """Words between white space; with `eos`, one `<eos>` after each line (published form of PTB and WikiText-2)."""
 
     level = "word"
     noun = "words"
+    reads_words = False
 
     def __init__(self, eos: bool = False) -> None:
         self.eos = eos
@@ -134,6 +160,7 @@ class ByteTokenizer(Tokenizer):
     level = "byte"
     noun = "bytes"
     alphabet = BYTES
+    reads_words = False
 
     def split(self, text: str) -> list[str]:
         """Return one token per byte."""
@@ -167,6 +194,7 @@ class BpeTokenizer(ByteTokenizer):
 
     level = "bpe"
     noun = "byte pairs"
+    reads_words = True
 
     def __init__(self, description: str, where: object = "") -> None:
         import tokenizers
@@ -215,23 +243,22 @@ class BpeTokenizer(ByteTokenizer):
         (folder / BPE_FILE).write_text(self.description, encoding="utf-8")
 
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {
-    "char": Tokenizer,
-    "word": WordTokenizer,
-    "byte": ByteTokenizer,
-    "bpe": BpeTokenizer,
-}
-
-
 def tokenizer(level: str, eos: str = "none") -> Tokenizer:
     """Return the tokenizer of a level that needs no learning; an unknown level lists the known ones."""
-    if level not in TOKENIZERS:
-        raise unknown_name("tokenizer level", level, list(TOKENIZERS))
     if level == "word":
         return WordTokenizer(eos == "line")
     if level == "bpe":
         raise ValueError("bpe has to be learnt from a text: BpeTokenizer.learn")
-    return ByteTokenizer() if level == "byte" else Tokenizer()
+    if level in LEVELS:
+        return ByteTokenizer() if level == "byte" else CharTokenizer()
+    found = extensions("tokenizer", LEVELS).get(level)
+    if found is None:
+        raise unknown_name("tokenizer level", level, list(known_names("tokenizer")))
+    cls = found.load()
+    if not (isinstance(cls, type) and issubclass(cls, Tokenizer) and cls.level == level):
+        what = f"the tokenizer {level} must be a class of rnnlm_core.levels.Tokenizer whose `level` is {level}"
+        raise UsageError(what, found.place, "mend or uninstall it")
+    return cls()
 
 
 def read_tokenizer(about: Mapping[str, str], folder: Path) -> Tokenizer:

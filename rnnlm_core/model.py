@@ -1,14 +1,12 @@
 """The language model: token ids in, logits of the next token out, the state carried by the caller.
 
-Also its file form, safetensors beside JSON: no pickle, loads on any device. The model knows nothing of training. What
-is saved and loaded here may as well be a model of n-grams (`ngram.py`), which answers to the same calls.
+The model knows nothing of training; `saved_model.py` has its file form. A model of n-grams (`ngram.py`) answers to the
+same calls.
 """
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -17,25 +15,16 @@ from torch.nn import functional as F
 
 from rnnlm_core import cores
 from rnnlm_core.cells import State
-from rnnlm_core.config import NGRAM, ModelConfig
+from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.dropout import VariationalDropout, drop_rows
-from rnnlm_core.errors import DataError, IntegrityError, ResourceError, RnnlmError
-from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
-from rnnlm_core.ngram import NgramModel, described, line_end, read_ngrams, write_ngrams
-from rnnlm_core.normalize import NORMALIZERS
+from rnnlm_core.errors import DataError, ResourceError
+from rnnlm_core.ngram import NgramModel
 from rnnlm_core.output_loss import output_loss
 from rnnlm_core.recurrence import FEWEST_ROWS, Kind, recur, settled
 from rnnlm_core.scratch import ScratchLayer, from_concise, to_concise
 from rnnlm_core.softmax import FEWEST_TOKENS, AdaptiveSoftmax, MixtureOfSoftmaxes
-from rnnlm_core.store import MANIFEST, folder_fault
-from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
-from rnnlm_core.vocabulary import Vocabulary
+from rnnlm_core.step_layer import StepLayer, find_cell
 
-FORMAT = 2
-WEIGHTS = "model.safetensors"
-ABOUT = "model.json"
-MOST_JSON = 256 << 20
-"""Bytes of a JSON file that are read into memory; a vocabulary of a million words has a tenth of it."""
 MOST_ONE_HOT = 1024
 """Ids up to which a product with one-hot rows costs cuDNN and oneDNN less than a loop of our own does."""
 _LAYERS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
@@ -49,7 +38,7 @@ class LanguageModel(nn.Module):
     """A stack of recurrent layers of one kind between an embedding (or one-hot rows) and an output layer.
 
     Args:
-        cell: `rnn`, `gru` or `lstm`.
+        cell: `rnn`, `gru`, `lstm`, or the name of a cell that another package brings.
         vocabulary_size: number of ids.
         config: implementation, sizes, dropout and first weights.
     """
@@ -57,6 +46,7 @@ class LanguageModel(nn.Module):
     def __init__(self, cell: str, vocabulary_size: int, config: ModelConfig) -> None:
         super().__init__()
         self.cell, self.config = cell, config.for_cell(cell)
+        self._step = None if cell in CELLS else find_cell(cell)
         width = config.embedding_size or vocabulary_size
         self.embedding = nn.Embedding(vocabulary_size, width) if config.embedding_size else None
         sizes = self.config.layer_sizes
@@ -73,6 +63,8 @@ class LanguageModel(nn.Module):
         self._initialize()
 
     def _layer(self, i: int, input_size: int, hidden_size: int) -> nn.Module:
+        if self._step is not None:
+            return StepLayer(self._step, input_size, hidden_size)
         if self.config.implementation == "scratch":
             return ScratchLayer(self.cell, input_size, hidden_size, self.config.reset_gate)
         layer = _LAYERS[self.cell](input_size, hidden_size)
@@ -147,7 +139,7 @@ class LanguageModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> list[State]:
         """Return the zero state of every layer."""
-        like, parts = next(self.parameters()), 2 if self.cell == "lstm" else 1
+        like, parts = next(self.parameters()), self._step.num_states if self._step else 2 if self.cell == "lstm" else 1
         return [(like.new_zeros(batch_size, size),) * parts for size in self.config.layer_sizes]
 
     def forward(self, ids: Tensor, state: Sequence[State]) -> tuple[Tensor, list[State]]:
@@ -201,8 +193,12 @@ class LanguageModel(nn.Module):
         With weight drop its recurrent weights are m ⊙ W_h / (1 - p), one m for all steps (DropConnect, Wan et al. 2013;
         Merity et al. 2017, section 2).
         """
+        result: tuple[Tensor, State]
+        if isinstance(layer, StepLayer):
+            result = layer(inputs, before, self.config.weight_drop if self.training else 0.0)
+            return result
         if isinstance(layer, ScratchLayer):
-            result: tuple[Tensor, State] = layer(inputs, before, self._dropped(layer.W_h))
+            result = layer(inputs, before, self._dropped(layer.W_h))
             return result
         recurrent = self._dropped(layer.weight_hh_l0)
         dense = inputs.is_floating_point()
@@ -268,8 +264,11 @@ which is those two together, and `token_losses`; a state is one tuple of tensors
 def convert(model: LanguageModel, implementation: Literal["scratch", "concise"]) -> LanguageModel:
     """Return a model of the other implementation that computes the same.
 
-    Raises ValueError for a GRU whose reset gate works before the product: `torch.nn` has none.
+    Raises ValueError for a GRU whose reset gate works before the product, and for a cell of another package: `torch.nn`
+    has neither.
     """
+    if model.cell not in CELLS:
+        raise ValueError(f"torch.nn has no {model.cell}")
     if model.config.implementation == implementation:
         return copy.deepcopy(model)
     placed: Literal["auto", "after"] = "after" if model.cell == "gru" else "auto"
@@ -306,138 +305,3 @@ def pick_device(name: str) -> torch.device:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise ResourceError(f"no such device here (present: {there})", name, "use `--set train.device=cpu`")
     return device
-
-
-def _is_pickle(path: Path) -> bool:
-    """Say whether a file begins as those that `torch.save` and `pickle` write."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    # The length that safetensors begins with may have these two bytes as well, and then zeros.
-    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and any(head[2:]))
-
-
-def _misfit(there: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> str:
-    """Return the first difference between the tensors of a file and those its description asks for, or ""."""
-    for name in sorted(there.keys() | asked.keys()):
-        if name not in there or name not in asked:
-            return f"{name} is {'in the description' if name in asked else 'in the weights'} alone"
-        if there[name].shape != asked[name].shape:
-            shapes = f"weights={list(there[name].shape)}, description={list(asked[name].shape)}"
-            return f"size mismatch of {name}: {shapes}"
-    return ""
-
-
-@dataclass
-class SavedModel:
-    """A model with all that is needed to use it on text."""
-
-    model: Model
-    vocabulary: Vocabulary
-    tokenizer: Tokenizer
-    normalizer: str
-    about: dict[str, Any]
-
-
-def save_model(
-    folder: Path,
-    model: Model,
-    vocabulary: Vocabulary,
-    tokenizer: Tokenizer,
-    normalizer: str,
-    about: dict[str, Any],
-) -> None:
-    """Write a model into a folder: weights, vocabulary and a description. Equal models give equal bytes."""
-    from safetensors.torch import save_file
-
-    if isinstance(model, NgramModel):
-        write_ngrams(folder / WEIGHTS, model)
-    else:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights().items()}
-        save_file(weights, folder / WEIGHTS)
-    (folder / VOCABULARY_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
-    tokenizer.write_files(folder)
-    content = {
-        "format": FORMAT,
-        "cell": model.cell,
-        "model": described(model.config) if model.cell == NGRAM else asdict(model.config),
-        "tokenizer": tokenizer.about,
-        "normalizer": normalizer,
-        "about": about,
-    }
-    (folder / ABOUT).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def load_model(folder: Path, device: str = "cpu") -> SavedModel:
-    """Read what `save_model` wrote, on any device, in evaluation mode.
-
-    The folder may come from anyone: nothing of it is executed, and no memory is taken that its files do not fill.
-
-    Raises `IntegrityError` when the files are damaged, do not fit each other, or are of a newer format.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if (folder / MANIFEST).exists() and (fault := folder_fault(folder, folder.name)):
-        raise IntegrityError(f"the model {fault}", folder, "run the training again")
-    try:
-        _check_files(folder)
-        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if content["format"] > FORMAT:
-            raise IntegrityError(f"model format {content['format']} is newer than {FORMAT}", folder, "upgrade rnnlm")
-        if content["format"] < FORMAT:
-            content["tokenizer"] = {"level": content["level"], "eos": "none"}
-        vocabulary = Vocabulary.load(folder)
-        cut = read_tokenizer(content["tokenizer"], folder)
-        if content["normalizer"] not in NORMALIZERS or not isinstance(content["about"], dict):
-            raise ValueError("its description is of another kind")
-        model: Model
-        if content["cell"] == NGRAM:
-            ends = line_end(cut, vocabulary)
-            model = read_ngrams(load_file(folder / WEIGHTS), content["model"], len(vocabulary), ends)
-        else:
-            target = pick_device(device)
-            weights = load_file(folder / WEIGHTS, device=str(target))
-            model = _network(folder, content["cell"], len(vocabulary), ModelConfig(**content["model"]), weights)
-            model.to(target)
-        model.eval()
-    except RnnlmError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, SafetensorError) and _is_pickle(folder / WEIGHTS):
-            what = "refused: weights that are Python objects (a pickle) could run code"
-            raise IntegrityError(what, folder / WEIGHTS, "train it again, only safetensors are read") from error
-        raise IntegrityError("not a complete model", f"{folder} ({error})", "train it again") from error
-    return SavedModel(model, vocabulary, cut, content["normalizer"], content["about"])
-
-
-def _network(
-    folder: Path, cell: str, vocabulary_size: int, config: ModelConfig, weights: Mapping[str, Tensor]
-) -> LanguageModel:
-    """Return the network of a description with the weights of a file, if they fit each other."""
-    _check_sizes(weights, config)
-    with torch.device("meta"):  # shapes alone: the digits of a description may mean terabytes
-        asked = LanguageModel(cell, vocabulary_size, config).weights()
-    if misfit := _misfit(weights, asked):
-        raise IntegrityError(f"not a complete model: {misfit}", folder, "train it again")
-    model = LanguageModel(cell, vocabulary_size, config)
-    model.set_weights(weights)
-    return model
-
-
-def _check_files(folder: Path) -> None:
-    """Raise ValueError for what is no plain file (a pipe would never end) and for JSON of absurd size."""
-    for name in (WEIGHTS, ABOUT, VOCABULARY_FILE, BPE_FILE):
-        path = folder / name
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{name} is no file")
-        if name != WEIGHTS and path.exists() and path.stat().st_size > MOST_JSON:
-            raise ValueError(f"{name} is larger than {MOST_JSON:,} bytes")
-
-
-def _check_sizes(weights: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Raise ValueError for weights or sizes that are none of a model."""
-    if not 1 <= config.num_layers <= len(weights) or config.hidden_size < 1 or config.embedding_size < 0:
-        raise ValueError("its sizes are none of a model")
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} holds {tensor.dtype}")

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from rnnlm_core.catalogue import CATALOGUE
+from rnnlm_core.catalogue import find_corpus
 from rnnlm_core.config import NGRAM
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import one_line
-from rnnlm_core.model import SavedModel
 from rnnlm_core.outcomes import Trained
+from rnnlm_core.saved_model import SavedModel
 
 LONGEST_CELL = 200
 _CELLS = {"rnn": "an RNN (tanh)", "gru": "a GRU", "lstm": "an LSTM"}
@@ -46,7 +46,7 @@ def model_card(
         address: the URI under which MLflow has the model.
     """
     best = trained.best
-    entry = CATALOGUE.get(source.given_name)
+    entry = find_corpus(source.given_name)
     kept = {key: value for key, value in settings.items() if key != "corpus.name"}
     digests = {f"SHA-256 of the text `{file.name}`": file.text_sha256 for file in entry.files} if entry else {}
     counted = trained.cell == NGRAM
@@ -91,13 +91,19 @@ def _kind(saved: SavedModel, trained: Trained) -> str:
     """Return in words what the model is and what it predicts from."""
     given = f"predicts the next of {len(saved.vocabulary):,} {saved.tokenizer.noun} from"
     if trained.cell != NGRAM:
-        size = f"{_CELLS[trained.cell]} of {trained.num_parameters:,} parameters"
+        size = f"{_cell_title(trained.cell)} of {trained.num_parameters:,} parameters"
         return f"A recurrent language model: {size} that {given} all before it"
     config = saved.model.config
     discounts = "modified " if config.discounts == "modified" else ""
     size = f"interpolated {discounts}Kneser-Ney of order {config.order}, {trained.num_parameters:,} n-grams"
     line = ", none of another line" if saved.tokenizer.about["eos"] == "line" else ""
     return f"An n-gram language model: {size}, that {given} the {config.order - 1} before it{line}"
+
+
+def _cell_title(cell: str) -> str:
+    from rnnlm_core.step_layer import find_cell
+
+    return _CELLS[cell] if cell in _CELLS else find_cell(cell).title or f"the cell {cell}"
 
 
 def _limits(saved: SavedModel, unmeasured: bool) -> list[str]:

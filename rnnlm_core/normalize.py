@@ -14,7 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from rnnlm_core.errors import DataError, unknown_name
+from rnnlm_core.config import known_names
+from rnnlm_core.errors import DataError, UsageError, unknown_name
+from rnnlm_core.extensions import extensions
 
 BLOCK_BYTES = 1 << 20
 """A block is about this long: large enough to be fast, small enough for any machine."""
@@ -255,7 +257,14 @@ NORMALIZERS: dict[str, Normalizer] = {
 
 
 def normalizer(name: str) -> Normalizer:
-    """Return the normaliser called `name`."""
-    if name not in NORMALIZERS:
-        raise unknown_name("normalizer", name, list(NORMALIZERS))
-    return NORMALIZERS[name]
+    """Return the normaliser called `name`, of this package or of another."""
+    if name in NORMALIZERS:
+        return NORMALIZERS[name]
+    found = extensions("normalizer", NORMALIZERS).get(name)
+    if found is None:
+        raise unknown_name("normalizer", name, list(known_names("normalizer")))
+    rule = found.load()
+    if not isinstance(rule, Normalizer) or rule.name != name:
+        what = f"the normalizer {name} must be a rnnlm_core.normalize.Normalizer of that name"
+        raise UsageError(what, found.place, "mend or uninstall it")
+    return rule

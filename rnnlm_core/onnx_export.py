@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from rnnlm_core.errors import IntegrityError, ResourceError, UsageError
 from rnnlm_core.levels import BpeTokenizer
-from rnnlm_core.model import LanguageModel, SavedModel
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.scratch import ScratchLayer, torch_layout
 from rnnlm_core.softmax import MixtureOfSoftmaxes
 
@@ -53,10 +54,12 @@ def export_onnx(saved: SavedModel) -> bytes:
     `rnnlm.bpe` (of level bpe: the description that the library `tokenizers` reads), `rnnlm.normalizer`, `rnnlm.cell`.
 
     Raises `ResourceError` without the extra `onnx`, or for more weights than a file may hold; `UsageError` for a
-    model with an adaptive softmax, or of n-grams.
+    model with an adaptive softmax, of n-grams, or of a cell that another package brings.
     """
     if not isinstance(saved.model, LanguageModel):
         raise UsageError("an ONNX file holds a network", saved.model.cell, "use the model itself")
+    if saved.model.cell not in _OPERATORS:
+        raise UsageError("an ONNX file holds one of " + ", ".join(_OPERATORS), saved.model.cell, "use the model itself")
     if saved.model.config.softmax != "full":
         raise UsageError("an ONNX file needs the full softmax", saved.model.config.softmax, "use the model itself")
     check_installed()

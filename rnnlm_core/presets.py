@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rnnlm_core.catalogue import CATALOGUE
+from rnnlm_core.catalogue import find_corpus
 from rnnlm_core.config import (
     CorpusConfig,
     EvaluateConfig,
@@ -272,11 +272,11 @@ def run_config(
 
 def _on(config: RunConfig, corpus: str) -> RunConfig:
     """Return `config` on another corpus, under that corpus's conventions."""
-    entry = CATALOGUE.get(corpus)
+    entry = find_corpus(corpus)
     convention = replace(
         config.corpus,
         name=corpus,
-        normalizer=entry.normalizer if entry else "none",  # type: ignore[arg-type]
+        normalizer=entry.normalizer if entry else "none",
         split=entry.split if entry else "90/5/5",
         max_chars=0 if entry and entry.split == "given" else config.corpus.max_chars,
     )

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from rnnlm_core.child_process import STOP_SECONDS, report
 from rnnlm_core.errors import ResourceError, Stopped, by_name
-from rnnlm_core.train_process import MEMORY_RAN_OUT, STOP_SECONDS, report, run_job
+from rnnlm_core.training_job import MEMORY_RAN_OUT, run_job
 
 RESTARTS = 3
 """How often a training begins again from its checkpoint because one of its processes died."""

@@ -18,9 +18,9 @@ from rnnlm_core.errors import UsageError, unknown_name
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.generate import Check, Warn, check_known
 from rnnlm_core.levels import Tokenizer
-from rnnlm_core.model import SavedModel
 from rnnlm_core.normalize import normalizer, unix_line_ends
 from rnnlm_core.outcomes import perplexity
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.tokenize import too_short
 
 

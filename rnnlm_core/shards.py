@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from rnnlm_core.config import LINE_KEEPING
+from rnnlm_core.config import LEVELS, LINE_KEEPING, NORMALIZERS
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.store import Handle, Store
 
@@ -53,11 +53,12 @@ class Division:
 def can_be_divided(normalizer: str, level: str, eos: str, max_chars: int) -> bool:
     """Say whether the shards' tokens, one after the other, are those of the text as a whole.
 
-    Not where the first characters alone are kept, where byte pairs reach over a line's end, and where `<eos>` is asked
-    for of a normaliser that keeps no lines.
+    Not where the first characters alone are kept, where byte pairs reach over a line's end, where `<eos>` is asked for
+    of a normaliser that keeps no lines, and not with rules of other packages, of which nobody knows.
     """
     across = level == "bpe" and normalizer not in ("none", "nfc")
-    return not max_chars and not across and (eos == "none" or normalizer in LINE_KEEPING)
+    ours = normalizer in NORMALIZERS and level in LEVELS
+    return ours and not max_chars and not across and (eos == "none" or normalizer in LINE_KEEPING)
 
 
 def divide(text: Handle, shard_bytes: int, store: Store) -> Division:

@@ -19,13 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import IntegrityError, ResourceError
-
-if TYPE_CHECKING:
-    from rnnlm_core.remote import Remote
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"
@@ -176,10 +173,38 @@ def _names_an_artifact(handle: Handle) -> bool:
     return re.fullmatch("[a-z]+/[0-9a-f]{64}", f"{handle.kind}/{handle.sha256}") is not None
 
 
+class Sharing(Protocol):
+    """What a store asks of the remote that it shares its artifacts through (`remote.py` has them)."""
+
+    def holds(self, handle: Handle) -> bool:
+        """Say whether an artifact is there, by its manifest."""
+
+    def upload(self, handle: Handle, folder: Path) -> None:
+        """Put an artifact there."""
+
+    def download(self, handle: Handle, folder: Path) -> str:
+        """Fetch an artifact into a folder; return what is wrong with it."""
+
+    def withdraw(self, handle: Handle) -> None:
+        """Take a damaged artifact back."""
+
+    def discard(self, handle: Handle) -> None:
+        """Remove an artifact that nobody will ask for again."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file that stands beside the artifacts, None if there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write such a file."""
+
+    def remove(self, name: str) -> None:
+        """Remove such a file."""
+
+
 class Store:
     """A folder of artifacts: `root/kind/sha256/`, and the remote that they are shared through, if any."""
 
-    def __init__(self, root: Path, remote: "Remote | None" = None) -> None:
+    def __init__(self, root: Path, remote: Sharing | None = None) -> None:
         self.root, self.remote = root, remote
 
     def path(self, handle: Handle) -> Path:

@@ -246,7 +246,7 @@ class Part:
         """Yield the blocks as their tokenizer shall see them."""
         last, length = "\n", 0
         blocks = self.blocks(join_lines=not isinstance(cut, WordTokenizer))
-        for block in _at_words(blocks) if isinstance(cut, BpeTokenizer) else blocks:
+        for block in _at_words(blocks) if cut.reads_words else blocks:
             if block:
                 last = block
                 length += len(block)

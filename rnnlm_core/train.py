@@ -19,7 +19,7 @@ from rnnlm_core.config import CHECKPOINT_SECONDS, NGRAM, PLACE, ModelConfig, Tra
 from rnnlm_core.corpus import corpus_conventions, corpus_vocabulary
 from rnnlm_core.errors import IntegrityError, Stopped, UsageError
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import Model, num_parameters, pick_device, save_model
+from rnnlm_core.model import Model, num_parameters, pick_device
 from rnnlm_core.ngram import line_end
 from rnnlm_core.ngram_training import fit_ngrams
 from rnnlm_core.outcomes import Epoch, Trained
@@ -27,6 +27,7 @@ from rnnlm_core.pieces import piece_files
 from rnnlm_core.precision import check_device, float32_products, slowness
 from rnnlm_core.ranks import ALONE, Ranks
 from rnnlm_core.recurrence import settled, way, why_not_native
+from rnnlm_core.saved_model import save_model
 from rnnlm_core.snapshot import restore, take_snapshot
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import too_short

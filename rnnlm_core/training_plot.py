@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rnnlm_core.compare import COLOURS, draw_perplexity
+from rnnlm_core.compare import COLOURS, OTHER_COLOURS, draw_perplexity
 from rnnlm_core.outcomes import Trained
 
 PICTURE = "training.png"
@@ -13,7 +13,7 @@ def plot_training(trained: Trained, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    colour = COLOURS[trained.cell]
+    colour = COLOURS.get(trained.cell, OTHER_COLOURS[0])
     epochs = [epoch.number for epoch in trained.history]
     figure = Figure(figsize=(7, 6.4), dpi=100)  # fixed margins: matplotlib's own layout takes as long as the drawing
     figure.subplots_adjust(left=0.11, right=0.86, bottom=0.08, top=0.97, hspace=0.1)

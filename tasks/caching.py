@@ -5,12 +5,9 @@ and hosts are no part of it. A record is JSON; it counts only while every artifa
 run it names exists. Where hosts share their artifacts they share the records as well, each judged where it is read.
 """
 
-import ast
 import dataclasses
-import functools
 import hashlib
 import importlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,10 +23,10 @@ from prefect.transactions import IsolationLevel
 from pydantic import TypeAdapter
 
 from rnnlm_core.errors import ResourceError
-from rnnlm_core.native import HEADER, SOURCES
 from rnnlm_core.store import Handle, check_space, write_atomically
 from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
+from tasks.sources import others_digests, source_digest
 
 Result = TypeVar("Result")
 READER: Final = "rnnlm-verified"
@@ -203,7 +200,10 @@ def cache_key(name: str, inputs: dict[str, Any], core_module: str) -> str | None
         content = {argument: identity(value) for argument, value in inputs.items()}
     except NoIdentity:
         return None
-    text = json.dumps([name, content, source_digest(core_module)], sort_keys=True)
+    said: list[Any] = [name, content, source_digest(core_module)]
+    if others := others_digests(inputs):
+        said.append(others)
+    text = json.dumps(said, sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -226,50 +226,6 @@ def identity(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): identity(part) for key, part in value.items()}
     raise TypeError(f"no identity for {type(value).__name__}")
-
-
-@functools.cache
-def source_digest(module: str) -> str:
-    """Return the digest of a core module and of every core module it imports, directly or not, native kernels too."""
-    digest = hashlib.sha256()
-    for name in sorted(_with_imports(module)):
-        digest.update(name.encode() + b"\0" + _source(name).read_bytes())
-        if name == "rnnlm_core.native":
-            for kernel in (*SOURCES, HEADER):
-                digest.update(kernel.encode() + b"\0" + _source(name).with_name(kernel).read_bytes())
-    return digest.hexdigest()
-
-
-def _with_imports(module: str) -> set[str]:
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting.extend(_imports(_source(name).read_bytes()))
-    return found
-
-
-@functools.cache
-def _imports(source: bytes) -> tuple[str, ...]:
-    """Return the core modules that a source imports; most sources are asked for by every stage."""
-    found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
-            found.append(node.module)
-            if node.module == "rnnlm_core":
-                found.extend(f"rnnlm_core.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            found.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
-    return tuple(found)
-
-
-def _source(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)
 
 
 class VerifiedSerializer(Serializer):

@@ -29,7 +29,7 @@ def generate(
 ) -> Samples:
     """Return one sample per prefix; MLflow is also given the first prefix continued at several temperatures."""
     from rnnlm_core import generate as core
-    from rnnlm_core.model import load_model
+    from rnnlm_core.saved_model import load_model
 
     store = workspace.store()
     saved = load_model(store.open(training.trained.model))

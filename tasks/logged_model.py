@@ -20,7 +20,7 @@ from rnnlm_core.config import RunConfig, flatten
 from rnnlm_core.config_values import override
 from rnnlm_core.errors import RnnlmError, UsageError, unknown_name
 from rnnlm_core.generate import continue_texts
-from rnnlm_core.model import SavedModel, load_model
+from rnnlm_core.saved_model import SavedModel, load_model
 from rnnlm_core.score import score_texts
 
 MODES = ("generate", "score")

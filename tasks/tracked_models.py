@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from rnnlm_core.config import GenerateConfig, flatten
 from rnnlm_core.errors import DataError
+from rnnlm_core.extensions import Kind, extensions
 from rnnlm_core.levels import BPE_FILE
 from tasks.tracking_database import client, experiment_id, is_missing, own_errors, unreachable
 
@@ -73,7 +74,7 @@ def log_model(
             signature=_signature(),
             # The text may open with what the vocabulary lacks.
             input_example=([example], {"length": 20, "temperature": 0.0, "seed": 0, "unknown": "map"}),
-            pip_requirements=_requirements(folder),
+            pip_requirements=_requirements(folder, _packages(cell, settings)),
         )
     return str(logged.model_uri)
 
@@ -108,14 +109,22 @@ def _signature() -> Any:
     )
 
 
-def _requirements(folder: Path) -> list[str]:
+def _packages(cell: str, settings: Mapping[str, str]) -> list[str]:
+    """Return the packages that bring what a model names."""
+    level, rule = (settings.get(key, "") for key in ("tokenizer.level", "corpus.normalizer"))
+    named: dict[Kind, str] = {"cell": cell, "tokenizer": level, "normalizer": rule}
+    brought = (extensions(kind).get(name) for kind, name in named.items())
+    return sorted({one.package for one in brought if one and one.package})
+
+
+def _requirements(folder: Path, packages: Sequence[str]) -> list[str]:
     """Return the packages with which MLflow loads the model from a tracking server or a database file, and runs it.
 
     `mlflow-skinny` is MLflow without its user interface and what that needs; `sqlalchemy` and `alembic` are for the
     database file.
     """
     needed = REQUIREMENTS + (("tokenizers",) if (folder / BPE_FILE).exists() else ())
-    return [f"{name}=={version(name).split('+')[0]}" for name in needed]
+    return [f"{name}=={version(name).split('+')[0]}" for name in needed] + list(packages)
 
 
 def find_model(uri: str) -> LoggedModel | None:

@@ -34,7 +34,7 @@ def _cell_words(run: TrackedRun, trained: Trained, evaluated: Evaluated) -> list
     shape = [f"{p['model.hidden_size']} hidden"] if "model.hidden_size" in p else []
     shape += [f"{layers} layer{'s' * (layers != '1')}"] if shape else []
     shape += [f"order {p['model.order']}"] if "model.order" in p else []
-    unit = UNITS.get(p.get("tokenizer.level", ""), "")
+    unit = UNITS.get(level := p.get("tokenizer.level", ""), level)
     what = ", ".join([f"**{trained.cell.upper()}**", *shape])
     where = f"on {run.tags.get('rnnlm.corpus', '?')}" + (f" ({unit})" if unit else "")
     unknown = f", {evaluated.oov_rate:.2%} of the tokens unknown" if evaluated.oov_rate else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from rnnlm_core.config import KNOWN_CELLS
+from rnnlm_core.config import known_names
 from rnnlm_core.errors import DataError
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
@@ -84,7 +84,7 @@ def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:
 
 def find_model_run(reference: str) -> TrackedRun:
     """Return the run a model reference names: a cell name of the last run, or a run id."""
-    if reference in KNOWN_CELLS:
+    if reference in known_names("cell"):
         query = f"tags.`rnnlm.kind` = 'pipeline' AND tags.`rnnlm.child.{reference}` != ''"
         parent = newest(query)
         if parent is None:
@@ -95,7 +95,7 @@ def find_model_run(reference: str) -> TrackedRun:
     except MlflowException as error:
         if not is_missing(error):
             raise unreachable(error) from error
-        cells = ", ".join(KNOWN_CELLS)
+        cells = ", ".join(known_names("cell"))
         remedy = f"give a cell of the last run ({cells}), a run id, or models:/NAME@ALIAS"
         raise DataError("no such model", reference, remedy) from error
 
@@ -106,7 +106,7 @@ def last_trained_cells() -> list[TrackedRun]:
         query = "tags.`rnnlm.kind` = 'pipeline'"
         order = ["attributes.start_time DESC"]
         for parent in client().search_runs([experiment_id()], query, max_results=100, order_by=order):
-            names = [parent.data.tags.get(f"rnnlm.child.{cell}", "") for cell in KNOWN_CELLS]
+            names = [parent.data.tags.get(f"rnnlm.child.{cell}", "") for cell in known_names("cell")]
             runs = [tracked(client().get_run(name)) for name in names if name and run_exists(name)]
             if trained := [run for run in runs if run.tags.get("rnnlm.model_sha256")]:
                 return trained

@@ -16,7 +16,8 @@ from rnnlm_core.crashpoints import crashpoint
 from rnnlm_core.errors import Pruned, Stopped
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
@@ -159,8 +160,8 @@ def minutes(trained: Trained) -> float:
 def _report(run_id: str, trained: Trained, corpus: Corpus, vocabulary: BuiltVocabulary, flow: FlowRun) -> None:
     """Log what is known only at the end."""
     from rnnlm_core.generate import opening
-    from rnnlm_core.model import load_model
     from rnnlm_core.model_card import TrainedOn, model_card
+    from rnnlm_core.saved_model import load_model
     from rnnlm_core.training_plot import PICTURE, plot_training
 
     store = workspace.store()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TRACKING_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 PROJECT = Path(__file__).resolve().parent.parent
+DEPLOYMENTS = PROJECT / "prefect.yaml"
+POOL = "rnnlm"
+"""The work pool of all deployments."""
 
 
 def home() -> Path:

@@ -8,7 +8,7 @@ from benchmarks import targets
 from benchmarks.measure import Block, Pool, Process, Worker
 from benchmarks.rows import Figure, Row, Setting
 from benchmarks.texts import book_corpus, novel
-from rnnlm_core.train_process import MEMORY
+from rnnlm_core.child_process import MEMORY
 
 PEER = "d2l 0.17.6 concise, SGD lr 1, its own threads"
 BOOK_EPOCHS = 500

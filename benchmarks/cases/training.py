@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.bound import percent_of_bound, training_flops
 from benchmarks.measure import Series, Worker
 from benchmarks.rows import Setting
-from rnnlm_core.train_process import MEMORY
+from rnnlm_core.child_process import MEMORY
 from tasks.workspace import cpu_slots
 
 FLOOR = "floor"

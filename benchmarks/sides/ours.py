@@ -110,7 +110,8 @@ def cells(
     from rnnlm_core.config import ModelConfig, TrainConfig
     from rnnlm_core.model import pick_device
     from rnnlm_core.store import Handle
-    from rnnlm_core.train_process import Job, train_in_child
+    from rnnlm_core.train_process import train_in_child
+    from rnnlm_core.training_job import Job
 
     config = TrainConfig(**train)
     cuda = pick_device(config.device).type == "cuda"
@@ -256,7 +257,8 @@ def generate(turns: Turns, cell: str, letters: str, hidden: int, prefixes: list[
     from rnnlm_core.config import GenerateConfig, ModelConfig
     from rnnlm_core.generate import continue_texts
     from rnnlm_core.levels import tokenizer
-    from rnnlm_core.model import LanguageModel, SavedModel, pick_device
+    from rnnlm_core.model import LanguageModel, pick_device
+    from rnnlm_core.saved_model import SavedModel
     from rnnlm_core.vocabulary import Vocabulary
 
     torch.manual_seed(0)

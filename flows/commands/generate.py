@@ -9,7 +9,7 @@ from flows.commands.screen import news_on_screen, warn
 from rnnlm_core.errors import DataError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from rnnlm_core.model import SavedModel
+    from rnnlm_core.saved_model import SavedModel
     from tasks.tracked_runs import TrackedRun
 
 
@@ -82,7 +82,7 @@ def load_tracked(reference: str) -> "tuple[SavedModel, TrackedRun | None]":
     from tasks import workspace
 
     workspace.prepare_environment()
-    from rnnlm_core.model import load_model
+    from rnnlm_core.saved_model import load_model
     from rnnlm_core.store import Handle
     from tasks import tracked_models, tracked_runs
 

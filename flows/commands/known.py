@@ -10,11 +10,11 @@ from flows.commands.screen import check_writable, show
 
 def corpora(context: typer.Context) -> None:
     """List the corpora that have a name, or `show` one."""
-    from rnnlm_core.catalogue import CATALOGUE
+    from rnnlm_core.catalogue import corpus_names, find_corpus
 
     if context.invoked_subcommand is not None:
         return
-    for entry in CATALOGUE.values():
+    for entry in filter(None, map(find_corpus, corpus_names())):
         size = sum(file.num_bytes for file in entry.files)
         where = f"{size / 1e6:.1f} MB to download" if size else "embedded"
         typer.echo(f"{entry.name:<14} {entry.title} · {where} · {entry.licence}")

@@ -7,7 +7,8 @@ from typing import Any
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.errors import one_line
 from rnnlm_core.generate import Check, prefix_tokens, stream_text
-from rnnlm_core.model import LanguageModel, SavedModel, num_parameters
+from rnnlm_core.model import LanguageModel, num_parameters
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.score import score_texts
 from tasks.tracked_runs import TrackedRun
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from rnnlm_core import model as model_module
+from rnnlm_core import saved_model
 from rnnlm_core.checkpoint import Checkpoints, Snapshot
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.levels import BPE_FILE, tokenizer
-from rnnlm_core.model import ABOUT, WEIGHTS, LanguageModel, load_model, save_model
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import ABOUT, WEIGHTS, load_model, save_model
 from rnnlm_core.store import MANIFEST, Handle, Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
@@ -392,7 +393,7 @@ def test_hostile_byte_pairs_are_refused(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", [ABOUT, VOCABULARY_FILE, BPE_FILE])
 def test_json_of_absurd_size_is_not_read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (folder / name).open("ab") as file:
-        file.truncate(model_module.MOST_JSON + 1)  # takes no room on the disk
+        file.truncate(saved_model.MOST_JSON + 1)  # takes no room on the disk
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read"))
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("read"))
     _refused(folder, f"{name} is larger than 268,435,456 bytes")

@@ -14,8 +14,8 @@ from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import ABOUT, WEIGHTS, load_model, save_model
 from rnnlm_core.ngram_training import fit_ngrams
+from rnnlm_core.saved_model import ABOUT, WEIGHTS, load_model, save_model
 from rnnlm_core.store import Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary

@@ -12,8 +12,9 @@ from rnnlm_core.config import ModelConfig, flatten
 from rnnlm_core.download import Text, without_password
 from rnnlm_core.errors import IntegrityError, RnnlmError
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, load_model, save_model
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.presets import run_config
+from rnnlm_core.saved_model import load_model, save_model
 from rnnlm_core.store import MANIFEST, Handle
 from rnnlm_core.vocabulary import Vocabulary
 from tasks import caching, progress, tracked_models, tracked_runs, tracking, workspace

@@ -11,8 +11,9 @@ import torch
 from rnnlm_core.config import CELLS, GenerateConfig, ModelConfig
 from rnnlm_core.generate import continue_text, stream_text
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.outcomes import Sample
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.vocabulary import UNKNOWN, Vocabulary
 
 LETTERS = Vocabulary(dict.fromkeys("abc", 1))

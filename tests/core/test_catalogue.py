@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry, corpus_entry
+from rnnlm_core.catalogue import CATALOGUE, CatalogueEntry, find_corpus
 from rnnlm_core.config import SPLITS
+from rnnlm_core.download import resolve
 from rnnlm_core.errors import UsageError
 from rnnlm_core.normalize import NORMALIZERS
 from rnnlm_core.presets import run_config
@@ -16,7 +17,7 @@ ENTRIES = list(CATALOGUE.values())
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_an_entry_is_complete(entry: CatalogueEntry) -> None:
-    assert corpus_entry(entry.name) is entry
+    assert find_corpus(entry.name) is entry
     assert entry.title
     assert entry.licence
     assert entry.normalizer in NORMALIZERS
@@ -51,7 +52,7 @@ def test_an_archive_names_its_text_and_the_text_s_digest(entry: CatalogueEntry) 
 
 @pytest.mark.parametrize("name", ["ptb", "wikitext-2"])
 def test_words_published_with_line_ends_are_counted_so(name: str) -> None:
-    entry = corpus_entry(name)
+    entry = find_corpus(name)
     assert (entry.eos, entry.split, entry.normalizer) == ("line", "given", "none")
 
 
@@ -73,4 +74,5 @@ def test_an_unknown_corpus_lists_the_known_ones() -> None:
     with pytest.raises(
         UsageError, match=r"unknown corpus: shakespear: did you mean shakespeare\? \(known: python-docs, "
     ):
-        corpus_entry("shakespear")
+        resolve("shakespear")
+    assert find_corpus("shakespear") is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rnnlm_core.compare import COLOURS, PICTURE, TABLE, Row, compare, plot_perplexity
-from rnnlm_core.config import CELLS, KNOWN_CELLS
+from rnnlm_core.config import CELLS, OWN_CELLS
 from rnnlm_core.outcomes import Epoch, Evaluated, Trained
 from rnnlm_core.store import Handle, Store
 
@@ -140,5 +140,5 @@ def test_a_curve_that_went_to_infinity_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_every_cell_has_a_colour_of_its_own() -> None:
-    assert set(COLOURS) == set(KNOWN_CELLS)
-    assert len(set(COLOURS.values())) == len(KNOWN_CELLS)
+    assert set(COLOURS) == set(OWN_CELLS)
+    assert len(set(COLOURS.values())) == len(OWN_CELLS)

@@ -16,7 +16,8 @@ from rnnlm_core.dynamic_evaluation import dynamic_loss, evaluate_dynamically, ro
 from rnnlm_core.errors import DataError, Diverged, Stopped
 from rnnlm_core.evaluate import evaluate, stream_loss
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, save_model
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import save_model
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.vocabulary import Vocabulary
 

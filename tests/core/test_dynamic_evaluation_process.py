@@ -11,7 +11,8 @@ from rnnlm_core.dynamic_evaluation import evaluate_dynamically
 from rnnlm_core.dynamic_evaluation_process import Job, evaluate_in_child
 from rnnlm_core.errors import Diverged, Stopped
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, save_model
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import save_model
 from rnnlm_core.store import Store
 from rnnlm_core.vocabulary import Vocabulary
 

@@ -16,8 +16,9 @@ from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.evaluate import evaluate, stream_loss
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, save_model
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.outcomes import perplexity
+from rnnlm_core.saved_model import save_model
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import tokenize
 from rnnlm_core.vocabulary import Vocabulary, build_vocabulary

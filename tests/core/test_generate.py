@@ -29,9 +29,10 @@ from rnnlm_core.generate import (
 )
 from rnnlm_core.kneser_ney import estimate
 from rnnlm_core.levels import BYTES, tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel, load_model, save_model
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.ngram import NgramModel
 from rnnlm_core.ngram_counts import count_ngrams
+from rnnlm_core.saved_model import SavedModel, load_model, save_model
 from rnnlm_core.softmax import MixtureOfSoftmaxes
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.vocabulary import Vocabulary

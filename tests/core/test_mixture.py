@@ -17,7 +17,8 @@ from rnnlm_core.errors import ConfigError
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.generate import continue_text
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel, load_model, num_parameters, save_model
+from rnnlm_core.model import LanguageModel, num_parameters
+from rnnlm_core.saved_model import SavedModel, load_model, save_model
 from rnnlm_core.score import score_texts
 from rnnlm_core.softmax import MixtureOfSoftmaxes
 from rnnlm_core.train import fit

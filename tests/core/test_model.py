@@ -12,16 +12,8 @@ from torch.nn import functional as F
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import (
-    ABOUT,
-    WEIGHTS,
-    LanguageModel,
-    detach,
-    load_model,
-    num_parameters,
-    pick_device,
-    save_model,
-)
+from rnnlm_core.model import LanguageModel, detach, num_parameters, pick_device
+from rnnlm_core.saved_model import ABOUT, WEIGHTS, load_model, save_model
 from rnnlm_core.search import NEWER
 from rnnlm_core.store import Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE

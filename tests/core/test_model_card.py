@@ -5,9 +5,10 @@ from rnnlm_core.catalogue import CATALOGUE
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.corpus import Corpus, SplitFacts
 from rnnlm_core.levels import BYTES, tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.model_card import TrainedOn, model_card
 from rnnlm_core.outcomes import Epoch, Trained
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.store import Handle
 from rnnlm_core.vocabulary import Vocabulary
 

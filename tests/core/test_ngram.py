@@ -24,10 +24,11 @@ from rnnlm_core.generate import continue_texts, stream_text
 from rnnlm_core.kneser_ney import discounts, estimate
 from rnnlm_core.levels import tokenizer
 from rnnlm_core.mapped_ids import mapped_ids
-from rnnlm_core.model import WEIGHTS, SavedModel, load_model, num_parameters, save_model
+from rnnlm_core.model import num_parameters
 from rnnlm_core.ngram import NgramModel
 from rnnlm_core.ngram_counts import Counted, count_ngrams
 from rnnlm_core.ngram_training import fit_ngrams
+from rnnlm_core.saved_model import WEIGHTS, SavedModel, load_model, save_model
 from rnnlm_core.score import score_texts
 from rnnlm_core.store import Store
 from rnnlm_core.train import train

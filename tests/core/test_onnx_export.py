@@ -13,8 +13,9 @@ from rnnlm_core import onnx_export
 from rnnlm_core.config import ModelConfig
 from rnnlm_core.errors import IntegrityError, ResourceError
 from rnnlm_core.levels import BYTES, BpeTokenizer, tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel
+from rnnlm_core.model import LanguageModel
 from rnnlm_core.onnx_export import check_onnx, export_onnx
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.vocabulary import Vocabulary
 
 NEEDED = "the extra `onnx` is not installed"

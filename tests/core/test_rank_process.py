@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from rnnlm_core import train_process
+from rnnlm_core import child_process
 from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.errors import DataError, ResourceError, Stopped
 from rnnlm_core.store import Handle, Store
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(hidden_size=8, num_layers=2, dropout=0.2)
@@ -121,7 +122,8 @@ PARENT = """
 import json, sys
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 
 fields = json.loads(sys.argv[1])
 handles = {name: Handle(**fields.pop(name)) for name in ("corpus", "vocabulary")}
@@ -182,7 +184,7 @@ print(json.dumps({{"epoch": {{"number": 2}}}}))
 print(json.dumps({{"result": {{"cell": "gru"}}}}))
 """)
     script.chmod(0o755)
-    monkeypatch.setattr(train_process.sys, "executable", str(script))
+    monkeypatch.setattr(child_process.sys, "executable", str(script))
     heard: list[Any] = []
     assert train_in_child(job, heard.append, never, silent) == {"cell": "gru"}
     assert heard == [{"number": 1}, {"number": 2}]

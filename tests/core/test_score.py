@@ -11,7 +11,8 @@ from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.evaluate import evaluate
 from rnnlm_core.levels import BYTES, tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel, load_model, save_model
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import SavedModel, load_model, save_model
 from rnnlm_core.score import score_texts
 from rnnlm_core.store import Store
 from rnnlm_core.tokenize import token_tokenizer, tokenize

@@ -13,7 +13,8 @@ from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig
 from rnnlm_core.config_values import override
 from rnnlm_core.errors import ConfigError, DataError, UsageError
 from rnnlm_core.evaluate import stream_loss
-from rnnlm_core.model import LanguageModel, SavedModel, load_model, num_parameters, save_model
+from rnnlm_core.model import LanguageModel, num_parameters
+from rnnlm_core.saved_model import SavedModel, load_model, save_model
 from rnnlm_core.softmax import AdaptiveSoftmax, draw_tokens, sampled_loss
 from rnnlm_core.train import fit
 from rnnlm_core.vocabulary import Vocabulary

@@ -15,7 +15,8 @@ from rnnlm_core.errors import Stopped
 from rnnlm_core.evaluate import stream_loss
 from rnnlm_core.generate import continue_texts
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel, convert, load_model, num_parameters, save_model
+from rnnlm_core.model import LanguageModel, convert, num_parameters
+from rnnlm_core.saved_model import SavedModel, load_model, save_model
 from rnnlm_core.store import Store
 from rnnlm_core.train import fit
 from rnnlm_core.vocabulary import Vocabulary

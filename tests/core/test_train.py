@@ -18,9 +18,10 @@ from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import CELLS, ModelConfig, TrainConfig
 from rnnlm_core.errors import DataError, IntegrityError, ResourceError, Stopped
 from rnnlm_core.learning_rate import learning_rate
-from rnnlm_core.model import LanguageModel, load_model, num_parameters
+from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.outcomes import Epoch
 from rnnlm_core.partition import random_batches, sequential_batches
+from rnnlm_core.saved_model import load_model
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.train import Fitted, fit, train
 

@@ -12,13 +12,14 @@ import psutil
 import pytest
 import torch
 
-from rnnlm_core import train_process
+from rnnlm_core import child_process
 from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.errors import DataError, ResourceError, Stopped
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.train import train
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 
 MODEL = ModelConfig(hidden_size=8, num_layers=2, dropout=0.2)
 CONFIG = TrainConfig(epochs=4, batch_size=16, num_steps=10, seed=3, device="cpu")
@@ -152,8 +153,8 @@ def test_memory_that_ran_out_is_told_with_the_remedy(error: str, job: Job, befor
 def test_pytorch_says_that_memory_ran_out_in_its_own_words() -> None:
     with pytest.raises(RuntimeError, match="allocate memory") as caught:
         torch.empty(2**50)
-    assert train_process._is_out_of_memory(caught.value)
-    assert not train_process._is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert child_process._is_out_of_memory(caught.value)
+    assert not child_process._is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 # Scripted children
@@ -170,7 +171,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         path = tmp_path / "child"
         path.write_text(f"#!{sys.executable} -S\nimport json, os, signal, sys, threading\n{code}")
         path.chmod(0o755)
-        monkeypatch.setattr(train_process.sys, "executable", str(path))
+        monkeypatch.setattr(child_process.sys, "executable", str(path))
 
     return prepare
 

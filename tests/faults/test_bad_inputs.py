@@ -30,7 +30,8 @@ from flows.commands import run as run_command
 from rnnlm_core import catalogue
 from rnnlm_core.config import CELLS, ModelConfig
 from rnnlm_core.levels import tokenizer
-from rnnlm_core.model import ABOUT, WEIGHTS, LanguageModel, save_model
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import ABOUT, WEIGHTS, save_model
 from rnnlm_core.store import Store, file_sha256
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary

@@ -12,7 +12,7 @@ from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import build_corpus
 from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import IntegrityError
-from rnnlm_core.model import load_model
+from rnnlm_core.saved_model import load_model
 from rnnlm_core.statistics import statistics
 from rnnlm_core.store import Handle, Store
 from rnnlm_core.tokenize import tokenize

@@ -19,7 +19,8 @@ from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import ResourceError
 from rnnlm_core.store import Store
 from rnnlm_core.tokenize import tokenize
-from rnnlm_core.train_process import Job, train_in_child
+from rnnlm_core.train_process import train_in_child
+from rnnlm_core.training_job import Job
 from rnnlm_core.vocabulary import build_vocabulary
 
 KILLS = int(os.environ.get("RNNLM_KILLS", "3"))

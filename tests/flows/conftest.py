@@ -19,7 +19,7 @@ from prefect.settings import temporary_settings
 from flows.language_model import language_model
 from flows.server import OwnApi
 from rnnlm_core.train import train as train_core
-from rnnlm_core.train_process import Job
+from rnnlm_core.training_job import Job
 from tasks import progress, tracking_database, workspace
 from tasks import train as train_stage
 from tasks.progress import News

@@ -24,8 +24,8 @@ from rnnlm_core import catalogue
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.config_values import override
 from rnnlm_core.generate import continue_text
-from rnnlm_core.model import load_model
 from rnnlm_core.presets import run_config
+from rnnlm_core.saved_model import load_model
 from rnnlm_core.store import Handle
 from tasks import workspace
 from tasks.download import download

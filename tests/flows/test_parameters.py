@@ -8,7 +8,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.retrain import retrain
 from flows.watch_corpus import watch_corpus
-from rnnlm_core.config import KNOWN_CELLS, RunConfig, flatten
+from rnnlm_core.config import OWN_CELLS, RunConfig, flatten
 from rnnlm_core.presets import PRESETS
 
 
@@ -24,7 +24,7 @@ def test_every_parameter_has_a_type_a_description_and_a_default(form: dict[str, 
         assert "default" in about, name
     assert form["properties"]["preset"]["enum"] == list(PRESETS)
     assert form["properties"]["tolerance"]["type"] == "number"
-    assert form["properties"]["cells"]["anyOf"][0]["items"]["enum"] == list(KNOWN_CELLS)
+    assert form["properties"]["cells"]["anyOf"][0]["items"]["enum"] == list(OWN_CELLS)
 
 
 def test_the_form_has_every_key_of_the_config_with_its_type_words_and_limits(form: dict[str, Any]) -> None:

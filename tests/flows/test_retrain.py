@@ -12,7 +12,7 @@ from flows.summary import PartlyDoneError
 from flows.watch_corpus import watch_corpus
 from rnnlm_core.errors import DataError, ResourceError, UsageError
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Job
+from rnnlm_core.training_job import Job
 from tasks import tracked_registry, tracked_runs, workspace
 from tasks import train as train_stage
 

@@ -17,7 +17,7 @@ from flows.language_model import language_model
 from flows.sweep import sweep
 from rnnlm_core.checkpoint import pending
 from rnnlm_core.errors import ConfigError, ResourceError
-from rnnlm_core.train_process import Job
+from rnnlm_core.training_job import Job
 from tasks import studies, tracked_runs, workspace
 from tasks import train as train_stage
 from tasks.progress import News

@@ -26,7 +26,8 @@ from flows.service.server import Server, address_of, listen
 from rnnlm_core.config import GenerateConfig, ModelConfig
 from rnnlm_core.generate import continue_text
 from rnnlm_core.levels import BYTES, tokenizer
-from rnnlm_core.model import LanguageModel, SavedModel
+from rnnlm_core.model import LanguageModel
+from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.score import score_texts
 from rnnlm_core.vocabulary import Vocabulary
 from tasks.tracked_runs import TrackedRun

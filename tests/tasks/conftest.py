@@ -17,7 +17,7 @@ from rnnlm_core.config import ModelConfig, TokenizerConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.download import resolve
 from rnnlm_core.train import train as train_core
-from rnnlm_core.train_process import Job
+from rnnlm_core.training_job import Job
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracking, tracking_database, workspace
 from tasks import train as train_stage

@@ -18,13 +18,15 @@ from rnnlm_core.download import Source, Text, resolve
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
 from tasks import caching, tracking
-from tasks.caching import NotWhole, VerifiedSerializer, cache_key, source_digest
+from tasks import sources as sources_module
+from tasks.caching import NotWhole, VerifiedSerializer, cache_key
 from tasks.compare import compare
 from tasks.corpus import corpus
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.generate import Samples, generate
 from tasks.progress import News
+from tasks.sources import source_digest
 from tasks.statistics import statistics
 from tasks.tokenize import tokenize
 from tasks.tracking import FlowRun
@@ -51,7 +53,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     def place(module: str) -> Path:
         return copy / "__init__.py" if module == "rnnlm_core" else copy / f"{module.removeprefix('rnnlm_core.')}.py"
 
-    monkeypatch.setattr(caching, "_source", place)
+    monkeypatch.setattr(sources_module, "_source", place)
     return copy
 
 
@@ -328,7 +330,7 @@ def test_a_pickle_is_not_unpickled(serializer: VerifiedSerializer, tmp_path: Pat
 
 def test_the_sources_of_a_stage_are_read_when_it_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are asked for in many threads, and parsing in many threads fails at times."""
-    monkeypatch.setattr(caching, "_source", lambda _: pytest.fail("the sources are read again"))
+    monkeypatch.setattr(sources_module, "_source", lambda _: pytest.fail("the sources are read again"))
     for stage in (download, tokenize, statistics, vocabulary, corpus, train, evaluate, generate, compare):
         policy = stage.cache_policy
         assert isinstance(policy, caching.ContentPolicy)

@@ -16,7 +16,7 @@ import pytest
 from rnnlm_core import store as store_module
 from rnnlm_core.checkpoint import Checkpoints, Snapshot, pending
 from rnnlm_core.errors import ResourceError
-from rnnlm_core.model import WEIGHTS
+from rnnlm_core.saved_model import WEIGHTS
 from rnnlm_core.store import Handle
 from tasks import caching, health, patience, tracked_models, tracking, workspace
 from tasks.caching import VerifiedSerializer

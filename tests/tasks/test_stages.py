@@ -14,7 +14,7 @@ from rnnlm_core.config import EvaluateConfig, GenerateConfig, TokenizerConfig
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import DataError, IntegrityError
 from rnnlm_core.generate import continue_text
-from rnnlm_core.model import load_model
+from rnnlm_core.saved_model import load_model
 from rnnlm_core.store import Store
 from tasks import workspace
 from tasks.compare import compare

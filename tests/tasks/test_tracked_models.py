@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from rnnlm_core.config import EvaluateConfig, GenerateConfig
 from rnnlm_core.errors import DataError, UsageError
 from rnnlm_core.generate import continue_texts
-from rnnlm_core.model import load_model
+from rnnlm_core.saved_model import load_model
 from rnnlm_core.score import Scored, score_texts
 from tasks import tracked_models, workspace
 from tasks.evaluate import evaluate

@@ -12,7 +12,7 @@ from rnnlm_core.config import TrainConfig
 from rnnlm_core.errors import ResourceError, Stopped
 from rnnlm_core.outcomes import Trained
 from rnnlm_core.store import Handle
-from rnnlm_core.train_process import Job
+from rnnlm_core.training_job import Job
 from tasks import tracked_runs
 from tasks import train as train_stage
 from tasks.progress import News

@@ -1,0 +1,100 @@
+"""Layers of cells that other packages bring: `Cell` is what such a package writes, one step; the loop is here."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnnlm_core import cores
+from rnnlm_core.cells import State
+from rnnlm_core.config import OWN_CELLS, known_names
+from rnnlm_core.errors import UsageError, unknown_name
+from rnnlm_core.extensions import extensions
+
+
+class Cell:
+    """One step of a recurrent layer: a class with a step, the shapes of its recurrent weights, and how many gates.
+
+    It has no instances and keeps nothing: all that it works with are its arguments.
+    """
+
+    num_gates: ClassVar[int]
+    """G: the input's share X W_x + b of so many gates, side by side, is computed for all steps at once and handed to
+    `step`. 0 if `step` wants the input itself."""
+    num_states: ClassVar[int] = 1
+    """Parts of the state, each (batch, hidden); the first is the layer's output."""
+    title: ClassVar[str] = ""
+    """What a model card calls it, with its article; "" = by its name."""
+
+    @staticmethod
+    def shapes(input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of what is trained beside `W_x` and `b`.
+
+        Weight drop (`model.weight_drop`) drops what has two dimensions.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def step(inputs: Tensor, state: State, **weights: Tensor) -> State:
+        """Return the state after one step.
+
+        Args:
+            inputs: (batch, G * hidden), or (batch, input_size) with no gates.
+            state: each part (batch, hidden); zeros at the start of a text.
+            weights: those of `shapes`, by name.
+        """
+        raise NotImplementedError
+
+
+class StepLayer(nn.Module):
+    """One layer of such a cell: its loop over the steps, differentiated automatically.
+
+    Parameters: `W_x` (inputs, G * hidden) and `b` (G * hidden) unless G is 0, and those of the cell.
+    """
+
+    def __init__(self, cell: type[Cell], input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.cell, self.input_size = cell, input_size
+        width = cell.num_gates * hidden_size
+        self.W_x = nn.Parameter(torch.empty(input_size, width)) if width else None
+        self.b = nn.Parameter(torch.empty(width)) if width else None
+        shapes = cell.shapes(input_size, hidden_size)
+        self.recurrent = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+        bound = hidden_size**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)  # as `torch.nn` does; `init` of the config may change it
+
+    def forward(self, inputs: Tensor, state: State, weight_drop: float = 0.0) -> tuple[Tensor, State]:
+        """Return the outputs of all steps, (steps, batch, hidden), and the last state.
+
+        Args:
+            inputs: (steps, batch, input_size), or (steps, batch) token ids, which stand for one-hot rows.
+            state: each part (batch, hidden).
+            weight_drop: probability with which recurrent weights are dropped, once for all steps.
+        """
+        weights: dict[str, Any] = dict(self.recurrent)
+        if weight_drop:
+            weights = {name: F.dropout(w, weight_drop) if w.dim() == 2 else w for name, w in weights.items()}
+        outputs = []
+        for now in self._shares(inputs).unbind(0):
+            state = self.cell.step(now, state, **weights)
+            outputs.append(state[0])
+        return torch.stack(outputs) if outputs else state[0].new_empty(0, *state[0].shape), state
+
+    def _shares(self, inputs: Tensor) -> Tensor:
+        dense = inputs.is_floating_point()
+        if self.W_x is None or self.b is None:
+            return inputs if dense else F.one_hot(inputs.long(), self.input_size).to(next(self.parameters()).dtype)
+        return (cores.linear(inputs, self.W_x) if dense else F.embedding(inputs, self.W_x)) + self.b
+
+
+def find_cell(name: str) -> type[Cell]:
+    """Return the cell of another package called `name`; an unknown name lists the known ones."""
+    found = extensions("cell", OWN_CELLS).get(name)
+    if found is None:
+        raise unknown_name("cell", name, list(known_names("cell")))
+    cell = found.load()
+    if not (isinstance(cell, type) and issubclass(cell, Cell)):
+        raise UsageError(f"the cell {name} must be a class of rnnlm_core.Cell", found.place, "mend or uninstall it")
+    return cell

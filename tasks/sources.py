@@ -1,0 +1,84 @@
+"""Digests of the code behind a stage: an edited source makes its results count no more."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Final
+
+from rnnlm_core.config import OWN_NAMES
+from rnnlm_core.extensions import Kind, extensions
+from rnnlm_core.native import HEADER, SOURCES
+
+NAMED: Final[dict[str, Kind]] = {"cell": "cell", "level": "tokenizer", "normalizer": "normalizer"}
+"""The arguments of stages that name what another package may bring."""
+
+
+def others_digests(inputs: dict[str, Any]) -> dict[str, str]:
+    """Return digests of the sources of what the inputs name and other packages bring."""
+    named = ((kind, inputs.get(argument)) for argument, kind in NAMED.items())
+    found = (
+        extensions(kind).get(name) for kind, name in named if isinstance(name, str) and name not in OWN_NAMES[kind]
+    )
+    return {f"{one.kind} {one.name}": _package_digest(one.module.partition(".")[0]) for one in found if one}
+
+
+@functools.cache
+def _package_digest(package: str) -> str:
+    """Return the digest of all Python sources of a package, or of a module that stands alone."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        return ""  # what loads it says so
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*.py")}
+    if not folders and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """Return the digest of a core module and of every core module it imports, directly or not, native kernels too."""
+    digest = hashlib.sha256()
+    for name in sorted(_with_imports(module)):
+        digest.update(name.encode() + b"\0" + _source(name).read_bytes())
+        if name == "rnnlm_core.native":
+            for kernel in (*SOURCES, HEADER):
+                digest.update(kernel.encode() + b"\0" + _source(name).with_name(kernel).read_bytes())
+    return digest.hexdigest()
+
+
+def _with_imports(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(_imports(_source(name).read_bytes()))
+    return found
+
+
+@functools.cache
+def _imports(source: bytes) -> tuple[str, ...]:
+    """Return the core modules that a source imports; most sources are asked for by every stage."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rnnlm_core"):
+            found.append(node.module)
+            if node.module == "rnnlm_core":
+                found.extend(f"rnnlm_core.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names if alias.name.startswith("rnnlm_core"))
+    return tuple(found)
+
+
+def _source(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin)
