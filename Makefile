@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install run smoke test test-all faults check results bench up down ui browser screenshots servers
+.PHONY: install run smoke test test-all faults check results bench up down ui browser screenshots servers docs
 
 install: $(STAMP)
 
@@ -77,6 +77,19 @@ bench: $(BENCH)  ## beside the book's packages and plain PyTorch, into docs/perf
 
 results: $(STAMP)  ## docs/results.md, from the tracked runs
 	$(BIN)/rnnlm results --output docs/results.md
+
+DOCS := .venv/.docs
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# The theme tells of its end in 2027 at every build; with `--quiet`, MkDocs would let dead links pass.
+docs: $(DOCS)  ## the handbook: the pages made of the code, then all of docs/ into site/; a dead link fails
+	$(BIN)/python -m handbook
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python -m pytest --quiet tests/handbook
+	@echo "site/index.html; for its search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 up: $(STAMP)  ## Prefect's server, a worker and MLflow's pages on loopback, all deployed; Ctrl-C ends them
 	$(BIN)/rnnlm up

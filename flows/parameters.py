@@ -25,7 +25,7 @@ def _fields() -> Iterator[tuple[str, Any]]:
     for section, cls in sections.items():
         if not dataclasses.is_dataclass(cls):
             continue
-        words, types = _descriptions(cls), get_type_hints(cls)
+        words, types = descriptions(cls), get_type_hints(cls)
         for one in dataclasses.fields(cls):
             limits = {LIMITS[name]: limit for name, limit in one.metadata.items() if name in LIMITS}
             kind = list[str] if types[one.name] == tuple[str, ...] else types[one.name]
@@ -38,7 +38,7 @@ def _fields() -> Iterator[tuple[str, Any]]:
             yield f"{section}.{one.name}", Annotated[kind, about]
 
 
-def _descriptions(cls: type) -> dict[str, str]:
+def descriptions(cls: type) -> dict[str, str]:
     """Return what the source says below each field of a dataclass."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef))
     found = {}
