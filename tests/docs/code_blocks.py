@@ -1,8 +1,9 @@
 """The code blocks of the pages, and what the comment above each says of it.
 
-No comment: the block runs in `make test`. `<!-- runs: slow -->`: in `make test-all` alone. `<!-- runs: until ADDRESS -->`:
-it serves; started, waited for until the address answers, stopped at the end of the page (`slow, until ADDRESS` is both).
-`<!-- runs: as FILE -->`: the reader saves it under this name; blocks after it use it. `<!-- runs: not, REASON -->`.
+No comment: the block runs in `make test`. `<!-- runs: slow -->`: in `make test-all` alone.
+`<!-- runs: until ADDRESS -->`: it serves; started, waited for until the address answers, stopped at the end of the
+page (`slow, until ADDRESS` is both). `<!-- runs: as FILE -->`: the reader saves it under this name; blocks after it
+use it. `<!-- runs: not, REASON -->`.
 """
 
 import re

@@ -27,18 +27,49 @@ from rnnlm_core.presets import PRESETS
 
 OWN_TEXTS = ("my.txt", "我的小说.txt")
 """Texts that the pages take for the reader's own."""
-MADE = (".git", ".venv", "artifacts", "mlflow.db*", ".prefect", "__pycache__", ".*_cache", "*.egg-info", "shared", "site")
+MADE = (
+    ".git",
+    ".venv",
+    "artifacts",
+    "mlflow.db*",
+    ".prefect",
+    "__pycache__",
+    ".*_cache",
+    "*.egg-info",
+    "shared",
+    "site",
+)
 STAMPS = (".installed", ".browser", ".servers", ".bench")
 """What says that something is installed: `make` shall not look at their age, the tests have installed nothing."""
+FIRST_RUN = """rnnlm run --cells gru --set corpus.max_tokens=30000 --set train.epochs=1 --set model.hidden_size=64 \\
+  --set train.batch_size=16 --set train.num_steps=32 --set generate.length=40
+"""
 PATIENCE = 280.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
-    """A fresh clone that is the home of all commands, beside a Prefect server that runs already."""
+    """A clone that is the home of all commands, beside a Prefect server that runs already."""
 
     clone: Path
     environment: dict[str, str]
+    page: str = ""
+
+    def turn_to(self, page: str) -> None:
+        """Begin a page in the clone as it was before the first one."""
+        if page == self.page:
+            return
+        if self.page:
+            shutil.rmtree(self.clone)
+            shutil.copytree(self.kept, self.clone, symlinks=True)
+        else:
+            shutil.copytree(self.clone, self.kept, symlinks=True)
+        self.page = page
+
+    @property
+    def kept(self) -> Path:
+        """The clone as it was before the first page; MLflow's database knows the place of the other."""
+        return self.clone.with_name("kept")
 
     def command(self, block: Block) -> list[str]:
         """Return what runs a block."""
@@ -101,15 +132,16 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Somebody who has installed it and made a first run, the small one."""
+    """Somebody who has done `make run`, of one cell, on the beginning of the text."""
     clone = tmp_path_factory.mktemp("reader") / "rnnlm"
     shutil.copytree(PROJECT, clone, ignore=shutil.ignore_patterns(*MADE), symlinks=True)
     (clone / ".venv").symlink_to(sys.prefix)
+    line = "人走进了时间的机器。 They listened until all lamps burned low.\n"
     for name in OWN_TEXTS:
-        (clone / name).write_text("".join(f"{n} 人走进了时间的机器。 They listened until all lamps burned low.\n" for n in range(900)))
+        (clone / name).write_text("".join(f"{number} {line}" for number in range(900)), encoding="utf-8")
     environment = without_settings() | {
         "RNNLM_HOME": str(clone),
-        "PREFECT_HOME": str(clone / ".prefect"),
+        "PREFECT_HOME": str(clone.with_name("prefect")),
         "PYTHONPATH": str(clone),
         "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}",
         "NO_PROXY": "127.0.0.1",
@@ -123,7 +155,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{server.stdout.readline().strip()}/api"
         httpx.get(f"{environment['PREFECT_API_URL']}/health", timeout=240).raise_for_status()
         someone = Reader(clone, environment)
-        someone.run(Block("", 0, "sh", "rnnlm run --preset smoke\n"), PATIENCE)
+        someone.run(Block("", 0, "sh", FIRST_RUN), PATIENCE)
         yield someone
         server.stdin.close()
         server.wait(timeout=60)
@@ -154,13 +186,14 @@ def test_a_block_does_what_the_page_says(
         pytest.skip(block.reason)
     if block.language in PARSERS:
         PARSERS[block.language](block.text)
-    if block.file:
-        (request.getfixturevalue("reader").clone / block.file).write_text(block.text, encoding="utf-8")
-    if block.file or block.language in PARSERS:
-        return
-    needed = _named_corpora(block.text)
+        if not block.file:
+            return
     reader: Reader = request.getfixturevalue("reader")
-    if needed:
+    reader.turn_to(block.page)
+    if block.file:
+        (reader.clone / block.file).write_text(block.text, encoding="utf-8")
+        return
+    if _named_corpora(block.text):
         monkeypatch.setitem(reader.environment, "RNNLM_MIRROR", str(request.getfixturevalue("mirror")))
     if block.address:
         servers.enter_context(reader.serving(block))
@@ -221,7 +254,9 @@ import this
 
 def test_comments_above_blocks_are_understood() -> None:
     blocks = blocks_of("page.md", PAGE)
-    assert [(block.line, block.language, block.slow, block.reason or block.address or block.file) for block in blocks] == [
+    assert [
+        (block.line, block.language, block.slow, block.reason or block.address or block.file) for block in blocks
+    ] == [
         (4, "sh", True, ""),
         (11, "python", False, "it takes a week"),
         (16, "", False, ""),
