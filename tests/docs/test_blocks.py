@@ -39,7 +39,7 @@ MADE = (
     "shared",
     "site",
 )
-STAMPS = (".installed", ".browser", ".servers", ".bench")
+STAMPS = (".installed", ".browser", ".servers", ".bench", ".docs")
 """What says that something is installed: `make` shall not look at their age, the tests have installed nothing."""
 FIRST_RUN = """rnnlm run --cells gru --set corpus.max_tokens=30000 --set train.epochs=1 --set model.hidden_size=64 \\
   --set train.batch_size=16 --set train.num_steps=32 --set generate.length=40
