@@ -47,7 +47,7 @@ $(BROWSER): $(STAMP)
 browser: $(BROWSER)  ## MLflow's comparison, the report and the page of `rnnlm serve`, tried in a real browser
 	$(BIN)/python -m pytest tests/e2e/test_browser.py tests/e2e/test_browser_form.py
 
-screenshots: $(BROWSER)  ## the pictures of the README, of the newest run
+screenshots: $(BROWSER)  ## the pictures of the README and the guides, of the newest run of three cells
 	PYTHONPATH=tests/faults:tests/e2e $(BIN)/python tests/e2e/screenshots.py docs/images
 
 SERVERS := .venv/.servers

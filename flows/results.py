@@ -30,7 +30,8 @@ of all epochs of one training, on the hardware of the row.
 `.venv/bin/rnnlm results --missing Ablations` prints the commands of the rows of a section that are not run yet or lack
 a figure (`all`: of every section); to run them, one after the other, and take up each:
 
-```
+<!-- runs: not, hours of training -->
+```sh
 .venv/bin/rnnlm results --missing Ablations | while read -r row; do .venv/bin/$row < /dev/null; make results; done
 ```
 """

@@ -6,6 +6,7 @@ The run is the newest in the home (`RNNLM_HOME`, or the project folder) that has
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import browsing
 from homes import COMMAND
@@ -13,16 +14,17 @@ from playwright.sync_api import Browser, Page
 from servers import mlflow_server
 
 from tasks import tracked_runs, workspace
-from tasks.tracking_database import experiment_id
+from tasks.tracking_database import client, experiment_id
 
 LARGEST = 300_000
 
 
 def main(folder: Path) -> None:
-    """Write `mlflow-runs.png`, `mlflow-compare.png`, `report.png` and `prompt-page.png`."""
+    """Write `quickstart.png`, `mlflow-runs.png`, `mlflow-compare.png`, `report.png` and `prompt-page.png`."""
     workspace.prepare_environment()
     home, found = workspace.home(), newest_cells()
     folder.mkdir(parents=True, exist_ok=True)
+    comparison(found["gru"], folder / "quickstart.png")
     with browsing.chromium() as browser:
         with mlflow_server(f"sqlite:///{home / 'mlflow.db'}") as server:
             mlflow_pictures(browser, server, found, folder)
@@ -40,6 +42,14 @@ def newest_cells() -> dict[str, str]:
         if len(family) == 3:
             return family
     raise SystemExit("error: no run of three cells: make one with `rnnlm run`")
+
+
+def comparison(cell: str, path: Path) -> None:
+    """The curves that the run itself has drawn: its picture in MLflow, as it is."""
+    parent = client().get_run(cell).data.tags["mlflow.parentRunId"]
+    with TemporaryDirectory() as fetched:
+        path.write_bytes(Path(client().download_artifacts(parent, "perplexity.png", fetched)).read_bytes())
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def mlflow_pictures(browser: Browser, server: str, cells: dict[str, str], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's commands that start everything by hand, as they are written there."""
+"""Prefect's own commands that start everything by hand, as docs/scheduling.md has them."""
 
 import os
 import re
@@ -15,14 +15,14 @@ from homes import COMMAND, PROJECT
 from stack import Stack, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SECTION = "**With Prefect's own commands**"
+SECTION = "## With Prefect's own commands"
 STAYS = ("prefect server start", "prefect worker start")
 
 
 def written(port: int) -> list[str]:
-    """Return the commands of the README, with another port."""
-    section = (PROJECT / "README.md").read_text().partition(SECTION)[2].partition("\n## ")[0]
-    blocks = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
+    """Return the commands of the page, with another port."""
+    section = (PROJECT / "docs" / "scheduling.md").read_text().partition(SECTION)[2].partition("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
     return "".join(blocks).replace("127.0.0.1:4200", f"127.0.0.1:{port}").splitlines()
 
 
@@ -40,7 +40,7 @@ def terminals() -> Iterator[list["subprocess.Popen[bytes]"]]:
             process.wait()
 
 
-def test_the_commands_of_the_readme_deploy_and_run(tmp_path: Path, terminals: list["subprocess.Popen[bytes]"]) -> None:
+def test_the_commands_of_the_page_deploy_and_run(tmp_path: Path, terminals: list["subprocess.Popen[bytes]"]) -> None:
     port = free_port()
     environment = Stack(tmp_path, prefect_port=port).environment | {"PREFECT_SERVER_API_PORT": str(port)}
     environment["PATH"] = f"{Path(COMMAND[0]).parent}:{environment['PATH']}"
