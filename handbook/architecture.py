@@ -174,7 +174,7 @@ def _boxes(axes: Axes) -> dict[str, Box]:
     top = 0.99
     for rows, colour in zip((*ROWS[:2], core), COLOURS, strict=True):
         for row in rows:
-            texts = [textwrap.wrap(", ".join(named[name]), 135 // len(row), break_on_hyphens=False) for name in row]
+            texts = [textwrap.wrap(", ".join(named[name]), 126 // len(row), break_on_hyphens=False) for name in row]
             height = 0.038 + 0.0165 * max(len(text) for text in texts)
             width = 0.92 / len(row)
             for i, (name, text) in enumerate(zip(row, texts, strict=True)):
