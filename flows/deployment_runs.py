@@ -23,6 +23,7 @@ VARIABLES = (
     "RNNLM_CHECKPOINT_SECONDS",
     "RNNLM_GPU_SLOTS",
     "RNNLM_RECURRENCE",
+    "RNNLM_EXTENSIONS",
     "DO_NOT_TRACK",
 )
 """What a run reads from its environment, beside the settings of Prefect and MLflow."""

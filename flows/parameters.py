@@ -23,7 +23,7 @@ def _fields() -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, type with description and limits) of every key that `--set` knows."""
     sections = get_type_hints(RunConfig)
     for section, cls in sections.items():
-        if not dataclasses.is_dataclass(cls):
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             continue
         words, types = descriptions(cls), get_type_hints(cls)
         for one in dataclasses.fields(cls):

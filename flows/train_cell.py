@@ -4,6 +4,7 @@ Both sides compute the same key, so that whoever asked finds the record once the
 the home of whoever asks, or they could not: store, records and MLflow must be the same for all.
 """
 
+import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter
 from rnnlm_core.config import ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.errors import ResourceError, Stopped
+from rnnlm_core.extensions import VARIABLE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, scheduled_runs
 from tasks.caching import VerifiedSerializer
@@ -44,7 +46,7 @@ def train_cell(
     """Train one cell for another flow run, which finds the record. `rnnlm run --on-workers` starts this.
 
     Args:
-        cell: rnn, gru, lstm or ngram.
+        cell: rnn, gru, lstm, ngram, or one of an installed package.
         corpus: the corpus, as plain data.
         vocabulary: its vocabulary, as plain data.
         model: the section `model` of the config.
@@ -83,7 +85,9 @@ def train_on_a_worker(
         "run": asdict(run),
     }
     try:
-        started: PrefectFlowRun = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=True)
+        started: PrefectFlowRun = run_deployment(
+            DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=True, job_variables=_extensions()
+        )
     except ObjectNotFound:
         raise ResourceError(
             "nobody can train on a worker: no such deployment", DEPLOYMENT, "start `rnnlm up`, or deploy prefect.yaml"
@@ -95,6 +99,12 @@ def train_on_a_worker(
     if not has_record(*settings):
         what = f"a worker has trained {cell}, and its record is not here"
         raise ResourceError(what, started.name, "let workers and whoever asks share RNNLM_HOME, and the same version")
+
+
+def _extensions() -> dict[str, Any] | None:
+    """Return what a worker must be told to know what is registered here; None leaves its own environment as it is."""
+    said = os.environ.get(VARIABLE, "")
+    return {"env": {VARIABLE: said}} if said else None
 
 
 def _wait(run: PrefectFlowRun, cell: str) -> Any:

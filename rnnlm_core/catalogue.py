@@ -162,9 +162,10 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 
 def find_corpus(name: str) -> CatalogueEntry | None:
     """Return the entry of a name, of this package or of another; None if there is none."""
+    others = extensions("corpus", CATALOGUE)
     if name in CATALOGUE:
         return CATALOGUE[name]
-    found = extensions("corpus", CATALOGUE).get(name)
+    found = others.get(name)
     if found is None:
         return None
     entry = found.load()

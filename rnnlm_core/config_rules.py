@@ -11,6 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from rnnlm_core.config import (
+    CELLS,
+    LEVELS,
     LINE_KEEPING,
     LONGEST_PREFIX,
     NGRAM,
@@ -23,6 +25,7 @@ from rnnlm_core.config import (
     known_names,
 )
 from rnnlm_core.errors import ConfigError, suggestion
+from rnnlm_core.extensions import find
 
 
 def check(config: RunConfig) -> None:
@@ -241,14 +244,18 @@ def without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     """Return, of each key that needs others, whether they are as it needs them, and why it has no effect if not."""
     level, schedule, drawn = values["tokenizer.level"], values["train.schedule"], values["generate.temperature"] > 0
-    beam = values["generate.beam"] > 1
+    beam, counted = values["generate.beam"] > 1, _is_counted(level)
     dynamic = values["evaluate.dynamic_rate"] > 0, "without dynamic evaluation: set evaluate.dynamic_rate above 0"
     conditions = {
         **_dropout_conditions(values),
-        "tokenizer.eos": (level == "word", f"at level {level}, which keeps the line ends themselves"),
+        "tokenizer.eos": (level == "word", f"at level {level}: use tokenizer.level=word"),
         "tokenizer.bpe_size": (level == "bpe", f"at level {level}: use tokenizer.level=bpe"),
-        "tokenizer.min_freq": (level not in ("byte", "bpe"), f"at level {level}, whose vocabulary is complete"),
-        "tokenizer.reserved_tokens": (level not in ("byte", "bpe"), f"at level {level}, whose vocabulary is complete"),
+        "tokenizer.min_freq": (counted, f"at level {level}, whose vocabulary is complete"),
+        "tokenizer.reserved_tokens": (counted, f"at level {level}, whose vocabulary is complete"),
+        "model.implementation": (
+            bool(set(values["cells"]) & set(CELLS)) or values["model.init"] == "auto",
+            "on cells of other packages: it decides on their first weights alone, which model.init has decided",
+        ),
         "model.reset_gate": ("gru" in values["cells"], "without the cell gru"),
         "model.order": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
         "model.discounts": (NGRAM in values["cells"], f"without the cell {NGRAM}"),
@@ -283,6 +290,13 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     if set(values["cells"]) == {NGRAM}:
         conditions |= {key: (False, f"on the cell {NGRAM} alone") for key in values if not concerns(NGRAM, key)}
     return conditions
+
+
+def _is_counted(level: str) -> bool:
+    """Whether the vocabulary of a level comes from a text, which may be told what to leave out of it."""
+    if level in LEVELS or level not in known_names("tokenizer"):
+        return level not in ("byte", "bpe")
+    return not find("tokenizer", level).alphabet
 
 
 def _why_not_captured(values: Mapping[str, Any]) -> str:

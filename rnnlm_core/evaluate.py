@@ -33,7 +33,14 @@ def evaluate(model: Handle, corpus: Handle, split: str, store: Store) -> Evaluat
     `bits_per_char` = nats of the whole stream / ln 2 / characters behind the predicted tokens. Raises `DataError` when
     the ids of the corpus are not those the model knows.
     """
-    saved = open_both(model, corpus, store)
+    return evaluate_corpus(open_both(model, corpus, store), corpus, split, store)
+
+
+def evaluate_corpus(saved: SavedModel, corpus: Handle, split: str, store: Store) -> Evaluated:
+    """Measure a model on a split of a corpus whose ids are its own; raises `DataError` for one that is not there."""
+    there = corpus_facts(store.open(corpus))
+    if split not in there:
+        raise DataError("this text has no such split", split, f"it has {', '.join(there)}")
     ids = torch.from_numpy(mapped_ids(corpus, split, len(saved.vocabulary), store))
     return figures(stream_loss(saved.model, ids), len(ids), store.path(corpus), split)
 
@@ -51,10 +58,7 @@ def evaluate_text(
         (draft.folder / VOCABULARY_FILE).write_text(saved.vocabulary.to_json(), encoding="utf-8")
         vocabulary = draft.publish()
     corpus = build_corpus(tokens, vocabulary, shares, 0, store)
-    if split not in corpus.splits:
-        raise DataError("this text has no such split", split, f"it has {', '.join(corpus.splits)}")
-    ids = torch.from_numpy(mapped_ids(corpus.handle, split, len(saved.vocabulary), store))
-    return figures(stream_loss(saved.model, ids), len(ids), store.path(corpus.handle), split)
+    return evaluate_corpus(saved, corpus.handle, split, store)
 
 
 def open_both(model: Handle, corpus: Handle, store: Store, device: str = "cpu") -> SavedModel:

@@ -5,15 +5,18 @@ imported before it is asked for by its name, so a model's file can ask for nothi
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from rnnlm_core.errors import ResourceError, UsageError
+from rnnlm_core.errors import ResourceError, UsageError, unknown_name
 
 Kind = Literal["cell", "tokenizer", "normalizer", "corpus"]
 GROUPS: dict[Kind, str] = {
@@ -25,7 +28,15 @@ GROUPS: dict[Kind, str] = {
 """The entry point groups."""
 VARIABLE = "RNNLM_EXTENSIONS"
 """What is registered without being installed: `kind:name=module:attribute`, separated by commas."""
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_FINDERS: dict[Kind, str] = {
+    "cell": "rnnlm_core.step_layer:find_cell",
+    "tokenizer": "rnnlm_core.levels:tokenizer",
+    "normalizer": "rnnlm_core.normalize:normalizer",
+    "corpus": "rnnlm_core.catalogue:find_corpus",
+}
+"""What knows the things of a kind; each of these modules imports this one."""
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+"""What all things with a name are called."""
 _PLACE = re.compile(r"[\w.]+:[\w.]+")
 
 
@@ -48,10 +59,17 @@ class Extension:
         attributes = self.place.partition(":")[2].split(".")
         try:
             return functools.reduce(getattr, attributes, importlib.import_module(self.module))
-        except (ImportError, AttributeError) as error:
-            what, where = f"the {self.kind} {self.name} cannot be loaded", f"{self.place} ({error})"
+        except Exception as error:  # whatever a module of somebody's raises
+            what, where = (
+                f"the {self.kind} {self.name} cannot be loaded",
+                f"{self.place} ({type(error).__name__}: {error})",
+            )
             remedy = f"repair or uninstall {self.package}" if self.package else "put its folder on PYTHONPATH"
             raise ResourceError(what, where, remedy) from error
+
+    def digest(self) -> str:
+        """Return the digest of the code: all files of the package, or of the module if that stands alone."""
+        return _digest(self.module.partition(".")[0], self.package)
 
 
 def extensions(kind: Kind, taken: Collection[str] = ()) -> dict[str, Extension]:
@@ -61,7 +79,7 @@ def extensions(kind: Kind, taken: Collection[str] = ()) -> dict[str, Extension]:
     """
     found: dict[str, Extension] = {}
     for one in (*_installed(kind), *_registered(kind)):
-        if not _NAME.fullmatch(one.name) or not _PLACE.fullmatch(one.place):
+        if not NAME.fullmatch(one.name) or not _PLACE.fullmatch(one.place):
             rule = f"a {kind} needs a name of small letters, digits and hyphens, and a place module:attribute"
             raise UsageError(rule, f"{one.name}={one.place}", _remedy(one))
         other = found.get(one.name)
@@ -83,18 +101,47 @@ def register(kind: Kind, name: str, place: str) -> None:
 
     Raises `UsageError` for what cannot be registered, `ResourceError` for what cannot be imported.
     """
+    if kind not in GROUPS:
+        raise unknown_name("kind", kind, list(GROUPS))
     if place.startswith("__main__:"):
         raise UsageError("the processes that train cannot import a script", place, "put it into a module")
-    there = extensions(kind).get(name)
-    if there is not None and there.place == place:
-        return
     before = os.environ.get(VARIABLE, "")
-    os.environ[VARIABLE] = ",".join(filter(None, [before, f"{kind}:{name}={place}"]))
+    there = extensions(kind).get(name)
+    if there is None or there.place != place:
+        os.environ[VARIABLE] = ",".join(filter(None, [before, f"{kind}:{name}={place}"]))
     try:
-        extensions(kind)[name].load()
-    except (UsageError, ResourceError):
+        find(kind, name)
+    except BaseException:
         os.environ[VARIABLE] = before
         raise
+
+
+def find(kind: Kind, name: str) -> Any:
+    """Return what a name stands for, found to be of its kind; an unknown name lists the known ones."""
+    module, _, function = _FINDERS[kind].partition(":")
+    return getattr(importlib.import_module(module), function)(name)
+
+
+def digests(named: Mapping[Kind, str]) -> dict[str, str]:
+    """Return the digests of the code of what other packages bring, among the things that are named."""
+    found = (extensions(kind).get(name) for kind, name in named.items())
+    return {f"{one.kind} {one.name}": one.digest() for one in found if one}
+
+
+@functools.cache
+def _digest(package: str, version: str) -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return ""  # what loads it says so
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*")}
+    if not folders and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    digest = hashlib.sha256(version.encode())
+    for name, path in sorted(files.items()):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(b"\0" + name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _installed(kind: Kind) -> Iterator[Extension]:

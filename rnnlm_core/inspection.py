@@ -4,9 +4,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from rnnlm_core.config import CorpusConfig, RunConfig
+from rnnlm_core.config import OWN_CELLS, CorpusConfig, RunConfig
 from rnnlm_core.download import Source, local_files, texts
 from rnnlm_core.errors import UsageError
+from rnnlm_core.extensions import find
 from rnnlm_core.levels import EOS, tokenizer
 from rnnlm_core.normalize import normalizer, read_blocks
 from rnnlm_core.tokenize import Part, nothing_left, too_short
@@ -25,6 +26,9 @@ def inspect(source: Source, config: RunConfig) -> None:
     """
     check_split(source, config.corpus)
     _check_stop(config)
+    for cell in config.cells:
+        if cell not in OWN_CELLS:
+            find("cell", cell)
     train = config.train
     if train.device not in ("auto", "cpu") or train.precision in ("tf32", "float16") or train.cuda_graph == "on":
         from rnnlm_core.model import pick_device

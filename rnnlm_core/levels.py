@@ -43,6 +43,8 @@ class Tokenizer:
     """Every token there can be, where that is known beforehand: then nothing is out of vocabulary."""
     reads_words = True
     """Whether it must see words as a whole."""
+    joins_lines = False
+    """Whether lines follow each other directly where a normaliser wants that of characters (`d2l-lines`)."""
 
     def split(self, text: str) -> list[str]:
         """Return the tokens of a text, none of them empty."""
@@ -86,6 +88,7 @@ class CharTokenizer(Tokenizer):
     level = "char"
     noun = "characters"
     reads_words = False
+    joins_lines = True
 
     def split(self, text: str) -> list[str]:
         """Return the characters of a text."""
@@ -161,6 +164,7 @@ class ByteTokenizer(Tokenizer):
     noun = "bytes"
     alphabet = BYTES
     reads_words = False
+    joins_lines = True
 
     def split(self, text: str) -> list[str]:
         """Return one token per byte."""
@@ -245,13 +249,14 @@ class BpeTokenizer(ByteTokenizer):
 
 def tokenizer(level: str, eos: str = "none") -> Tokenizer:
     """Return the tokenizer of a level that needs no learning; an unknown level lists the known ones."""
+    others = extensions("tokenizer", LEVELS)
     if level == "word":
         return WordTokenizer(eos == "line")
     if level == "bpe":
         raise ValueError("bpe has to be learnt from a text: BpeTokenizer.learn")
     if level in LEVELS:
         return ByteTokenizer() if level == "byte" else CharTokenizer()
-    found = extensions("tokenizer", LEVELS).get(level)
+    found = others.get(level)
     if found is None:
         raise unknown_name("tokenizer level", level, list(known_names("tokenizer")))
     cls = found.load()

@@ -5,6 +5,7 @@ same calls.
 """
 
 import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -259,6 +260,13 @@ def _with_weights(
 Model = LanguageModel | NgramModel
 """What evaluation, generation, scoring and serving work with: `initial_state`, `hidden_states`, `output`, the call,
 which is those two together, and `token_losses`; a state is one tuple of tensors, rows first, for each layer."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return what `saved_model` has: the source of models that MLflow has kept since then asks for it here."""
+    if name not in ("SavedModel", "load_model", "save_model"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("rnnlm_core.saved_model"), name)
 
 
 def convert(model: LanguageModel, implementation: Literal["scratch", "concise"]) -> LanguageModel:

@@ -258,9 +258,10 @@ NORMALIZERS: dict[str, Normalizer] = {
 
 def normalizer(name: str) -> Normalizer:
     """Return the normaliser called `name`, of this package or of another."""
+    others = extensions("normalizer", NORMALIZERS)
     if name in NORMALIZERS:
         return NORMALIZERS[name]
-    found = extensions("normalizer", NORMALIZERS).get(name)
+    found = others.get(name)
     if found is None:
         raise unknown_name("normalizer", name, list(known_names("normalizer")))
     rule = found.load()

@@ -118,8 +118,8 @@ SECTIONS = (
         title="tinyshakespeare",
         text=(
             "Characters, 90/10, best validation loss in nats and bits per character. 1.4697 nats is nanoGPT's "
-            "Transformer of 10.65 M parameters on the same split, in windows of 256 characters; ours carry the state over"
-            " the whole part (the log of experiments has the larger LSTM in such windows: still below it). No "
+            "Transformer of 10.65 M parameters on the same split, in windows of 256 characters; ours carry the state "
+            "over the whole part (the log of experiments has the larger LSTM in such windows: still below it). No "
             "authoritative LSTM figure exists."
         ),
         figures=(("nats", "valid_loss"), ("bits/char", "valid_bits_per_char")),

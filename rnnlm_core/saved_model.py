@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnlm_core.config import NGRAM, ModelConfig
-from rnnlm_core.errors import IntegrityError, RnnlmError, UsageError
+from rnnlm_core.config import NGRAM, ModelConfig, known_names
+from rnnlm_core.errors import IntegrityError, ResourceError, RnnlmError
+from rnnlm_core.extensions import NAME, Kind
 from rnnlm_core.levels import BPE_FILE, Tokenizer, read_tokenizer
 from rnnlm_core.model import LanguageModel, Model, pick_device
 from rnnlm_core.ngram import NgramModel, described, line_end, read_ngrams, write_ngrams
-from rnnlm_core.normalize import normalizer as find_normalizer
 from rnnlm_core.store import MANIFEST, folder_fault
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
@@ -88,9 +88,9 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             raise IntegrityError(f"model format {content['format']} is newer than {FORMAT}", folder, "upgrade rnnlm")
         if content["format"] < FORMAT:
             content["tokenizer"] = {"level": content["level"], "eos": "none"}
+        _check_names(content, folder)
         vocabulary = Vocabulary.load(folder)
         cut = read_tokenizer(content["tokenizer"], folder)
-        find_normalizer(content["normalizer"])
         if not isinstance(content["about"], dict):
             raise ValueError("its description is of another kind")
         model: Model
@@ -103,9 +103,6 @@ def load_model(folder: Path, device: str = "cpu") -> SavedModel:
             model = _network(folder, content["cell"], len(vocabulary), ModelConfig(**content["model"]), weights)
             model.to(target)
         model.eval()
-    except UsageError as error:  # a name that nobody here knows
-        where = f"{folder} ({error}; the package that brings it may not be installed)"
-        raise IntegrityError("not a complete model", where, "train it again") from error
     except RnnlmError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -128,6 +125,19 @@ def _network(
     model = LanguageModel(cell, vocabulary_size, config)
     model.set_weights(weights)
     return model
+
+
+def _check_names(content: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ResourceError` for what a package would bring that is not here, ValueError for what can be no name."""
+    named: dict[Kind, Any] = {
+        "cell": content["cell"], "tokenizer": content["tokenizer"]["level"], "normalizer": content["normalizer"],
+    }  # fmt: skip
+    for kind, name in named.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} names no {kind}")
+        if name not in known_names(kind):
+            what, remedy = f"this model needs the {kind} {name}", "install the package that brings it, or set"
+            raise ResourceError(what, folder, f"{remedy} RNNLM_EXTENSIONS")
 
 
 def _check_files(folder: Path) -> None:

@@ -74,7 +74,7 @@ def text_tokens(saved: SavedModel, text: str, unknown: str, warn: Warn = lambda 
         raise UsageError(f"text {mistake}", repr(text), "give other text")
     rule = normalizer(saved.normalizer)
     whole = "".join(rule.blocks([unix_line_ends(text.removeprefix("\ufeff"))]))
-    if rule.joins_lines and saved.tokenizer.level != "word":
+    if rule.joins_lines and saved.tokenizer.joins_lines:
         whole = whole.replace("\n", "")
     tokens = saved.tokenizer.split(whole)
     if len(tokens) < 2:

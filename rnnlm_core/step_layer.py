@@ -62,6 +62,7 @@ class StepLayer(nn.Module):
         shapes = cell.shapes(input_size, hidden_size)
         self.recurrent = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
         bound = hidden_size**-0.5
+        _try(cell, self, hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)  # as `torch.nn` does; `init` of the config may change it
 
@@ -89,6 +90,27 @@ class StepLayer(nn.Module):
         return (cores.linear(inputs, self.W_x) if dense else F.embedding(inputs, self.W_x)) + self.b
 
 
+def _try(cell: type[Cell], layer: StepLayer, hidden_size: int) -> None:
+    """Run one step; raises `UsageError` if what comes of it is no state of the cell."""
+    place = f"{cell.__module__}:{cell.__qualname__}"
+    like = next(layer.parameters(), None)
+    if like is None:
+        raise UsageError("a cell must have something to train: gates, or `shapes`", place, "declare it")
+    inputs = like.new_zeros(2, cell.num_gates * hidden_size or layer.input_size)
+    state = (like.new_zeros(2, hidden_size),) * cell.num_states
+    try:
+        with torch.no_grad():
+            after = cell.step(inputs, state, **dict(layer.recurrent))
+    except Exception as error:
+        raise UsageError(
+            "a step of the cell failed", f"{place} ({type(error).__name__}: {error})", "mend it"
+        ) from error
+    shapes = [tuple(part.shape) for part in after] if isinstance(after, tuple) else [type(after).__name__]
+    if shapes != [(2, hidden_size)] * cell.num_states:
+        rule = f"a step of the cell must return a tuple of {cell.num_states} x {(2, hidden_size)}"
+        raise UsageError(rule, f"{place} returns {shapes}", "mend it, or `num_states`")
+
+
 def find_cell(name: str) -> type[Cell]:
     """Return the cell of another package called `name`; an unknown name lists the known ones."""
     found = extensions("cell", OWN_CELLS).get(name)
@@ -97,4 +119,7 @@ def find_cell(name: str) -> type[Cell]:
     cell = found.load()
     if not (isinstance(cell, type) and issubclass(cell, Cell)):
         raise UsageError(f"the cell {name} must be a class of rnnlm_core.Cell", found.place, "mend or uninstall it")
+    if type(getattr(cell, "num_gates", None)) is not int or cell.num_gates < 0 or cell.num_states < 1:
+        rule = f"the cell {name} must have `num_gates`, a whole number, and at least one of `num_states`"
+        raise UsageError(rule, found.place, "mend it")
     return cell

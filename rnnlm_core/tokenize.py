@@ -16,6 +16,7 @@ import numpy as np
 
 from rnnlm_core.config import SPLITS
 from rnnlm_core.errors import DataError
+from rnnlm_core.extensions import digests
 from rnnlm_core.indices import narrow
 from rnnlm_core.levels import BpeTokenizer, Tokenizer, WordTokenizer, read_tokenizer, tokenizer
 from rnnlm_core.normalize import Normalizer, normalizer, read_blocks
@@ -92,6 +93,8 @@ def _write_facts(
     folder: Path, cut: Tokenizer, normalizer_name: str, max_chars: int, num_tokens: Mapping[str, int]
 ) -> None:
     facts = {**cut.about, "normalizer": normalizer_name, "max_chars": max_chars, "num_tokens": num_tokens}
+    if code := digests({"tokenizer": cut.level, "normalizer": normalizer_name}):
+        facts["code"] = code  # an edit of it makes other tokens, and all that comes of them
     (folder / "tokens.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
     cut.write_files(folder)
 
@@ -259,7 +262,7 @@ class Part:
     def tokenizable(self, cut: Tokenizer) -> Iterator[str]:
         """Yield the blocks as their tokenizer shall see them."""
         last, length = "\n", 0
-        blocks = self.blocks(join_lines=not isinstance(cut, WordTokenizer))
+        blocks = self.blocks(join_lines=cut.joins_lines)
         for block in _at_words(blocks) if cut.reads_words else blocks:
             if block:
                 last = block

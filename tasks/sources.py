@@ -8,36 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from rnnlm_core.config import OWN_NAMES
-from rnnlm_core.extensions import Kind, extensions
+from rnnlm_core.extensions import Kind, digests
 from rnnlm_core.native import HEADER, SOURCES
 
 NAMED: Final[dict[str, Kind]] = {"cell": "cell", "level": "tokenizer", "normalizer": "normalizer"}
-"""The arguments of stages that name what another package may bring."""
+"""The arguments of stages that name what another package may bring; later stages know it from what they are handed."""
 
 
 def others_digests(inputs: dict[str, Any]) -> dict[str, str]:
-    """Return digests of the sources of what the inputs name and other packages bring."""
+    """Return digests of the code of what the inputs of a stage name and other packages bring."""
     named = ((kind, inputs.get(argument)) for argument, kind in NAMED.items())
-    found = (
-        extensions(kind).get(name) for kind, name in named if isinstance(name, str) and name not in OWN_NAMES[kind]
-    )
-    return {f"{one.kind} {one.name}": _package_digest(one.module.partition(".")[0]) for one in found if one}
-
-
-@functools.cache
-def _package_digest(package: str) -> str:
-    """Return the digest of all Python sources of a package, or of a module that stands alone."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
-        return ""  # what loads it says so
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = {path.relative_to(folder).as_posix(): path for folder in folders for path in folder.rglob("*.py")}
-    if not folders and spec.origin:
-        files = {Path(spec.origin).name: Path(spec.origin)}
-    digest = hashlib.sha256()
-    for name, path in sorted(files.items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return digests({kind: name for kind, name in named if isinstance(name, str) and name not in OWN_NAMES[kind]})
 
 
 @functools.cache

@@ -100,6 +100,12 @@ def find_model_run(reference: str) -> TrackedRun:
         raise DataError("no such model", reference, remedy) from error
 
 
+def text_of(run: TrackedRun) -> str:
+    """Return the digest of the text that a cell was trained on, "" if that is not known here."""
+    parent = run.tags.get("mlflow.parentRunId", "")
+    return str(client().get_run(parent).data.tags.get(TEXT, "")) if parent and run_exists(parent) else ""
+
+
 def last_trained_cells() -> list[TrackedRun]:
     """Return the cell runs of the newest run that has trained any: those that are there and have a model."""
     if has_database():

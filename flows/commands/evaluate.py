@@ -2,16 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.commands.generate import load_tracked
 from flows.commands.screen import check_writable, news_on_screen, warn, write_json
-from rnnlm_core.errors import unknown_name
-
-if TYPE_CHECKING:
-    from tasks.tracked_runs import TrackedRun
+from rnnlm_core.errors import DataError, UsageError, unknown_name
 
 ALL = "all"
 CHOICES = ("train", "valid", "test", ALL)
@@ -25,7 +22,7 @@ def evaluate(
 ) -> None:
     """Print perplexity, bits per character and OOV rate of a model on a text; nothing is tracked.
 
-    The text is read as the model's own was. It is divided as the model's own text was if it is that, else as its
+    The text that the model was trained on is divided as it was then. Another is read as that was, and divided as its
     figures are published, else 90/5/5.
     """
     if split not in CHOICES:
@@ -35,35 +32,37 @@ def evaluate(
     with news_on_screen():
         saved, run = load_tracked(model)
 
+    from rnnlm_core.catalogue import find_corpus
+    from rnnlm_core.config import CorpusConfig
     from rnnlm_core.download import download, resolve
-    from rnnlm_core.evaluate import evaluate_text
-    from rnnlm_core.presets import run_config
-    from tasks import workspace
+    from rnnlm_core.evaluate import evaluate_corpus, evaluate_text
+    from rnnlm_core.store import Handle
+    from tasks import tracked_runs, workspace
 
-    source = resolve(corpus)
-    divided = _division_of(run, source.name)
-    config = run_config(corpus=corpus, changes={"corpus.split": divided} if divided else {}).corpus
-    shares = config.shares
-    if split == ALL and shares is None:
-        raise unknown_name("split of a text in three files", ALL, list(CHOICES[:-1]))
-    store = workspace.store()
+    source, store = resolve(corpus), workspace.store()
+    entry = find_corpus(source.name) if source.kind in ("embedded", "catalogue") else None
+    given = "whole" not in dict(source.files)
+    if split == ALL and given:
+        raise UsageError("a text in three files has no `all`", source.name, "use train, valid or test")
     text = download(source, store)
-    # The whole of a text is one split of it.
-    found = evaluate_text(saved, text, "test" if split == ALL else split, (0, 0, 1) if split == ALL else shares, store)
+    if run is None:
+        warn("the run that trained this model is not known here: it may have read parts of this text")
+    if run is not None and split != ALL and tracked_runs.text_of(run) == text.handle.sha256:
+        own = Handle("corpus", run.tags["rnnlm.corpus_sha256"])
+        if fault := store.bring(own):
+            what = f"the corpus that this model was trained on {fault}"
+            raise DataError(what, str(own), "train it again, which is cached, or measure it on `--split all`")
+        found, how = evaluate_corpus(saved, own, split, store), f"{split} of its own text"
+    elif split == ALL:  # one split is the whole of it
+        found, how = evaluate_text(saved, text, "test", (0, 0, 1), store), "all of it"
+    else:
+        divided = CorpusConfig(split="given" if given else entry.split if entry else "90/5/5")
+        found, how = evaluate_text(saved, text, split, divided.shares, store), f"{split} of {divided.split}"
     if found.oov_rate:
         warn(f"{found.oov_rate:.2%} of the tokens are not in the model's vocabulary: each counts as <unk>")
-    figures = asdict(found) | {"split": split, "cell": saved.model.cell, "corpus": source.name}
     if json_file is not None:
-        write_json(json_file, figures)
-    how = f"{split} of {config.split}" if split != ALL else "all of it"
+        write_json(json_file, asdict(found) | {"split": split, "cell": saved.model.cell, "corpus": source.name})
     typer.echo(f"{saved.model.cell} on {source.name} ({how}, {found.num_tokens:,} {saved.tokenizer.noun})")
     typer.echo(f"perplexity          {found.perplexity:.4f}")
     typer.echo(f"bits per character  {found.bits_per_char:.4f}")
     typer.echo(f"OOV rate            {found.oov_rate:.2%}")
-
-
-def _division_of(run: "TrackedRun | None", corpus: str) -> str:
-    """Return how a model's own text was divided, if this is that: its test part must be what it has not read."""
-    if run is None or run.tags.get("rnnlm.corpus") != corpus:
-        return ""
-    return run.parameters.get("corpus.split", "")

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from rnnlm_core import extensions as module
-from rnnlm_core.catalogue import corpus_names, find_corpus
+from rnnlm_core.catalogue import corpus_names
 from rnnlm_core.config import RunConfig, known_names
 from rnnlm_core.config_values import override
-from rnnlm_core.download import resolve
+from rnnlm_core.download import download, resolve
 from rnnlm_core.errors import ConfigError, ResourceError, UsageError
 from rnnlm_core.extensions import VARIABLE, Extension, extensions, register
 from rnnlm_core.levels import Tokenizer, tokenizer
 from rnnlm_core.normalize import normalizer
 from rnnlm_core.presets import run_config
 from rnnlm_core.shards import can_be_divided
+from rnnlm_core.store import Store
+from rnnlm_core.tokenize import tokenize
 
 SOURCE = """
 from rnnlm_core import CatalogueEntry, CorpusFile, Normalizer, Tokenizer
@@ -32,6 +34,16 @@ POEM = CatalogueEntry("poem", "A poem", "ours", "lower", "80/10/10", ("the sea",
     CorpusFile("whole", "poem.txt", "0" * 64, 7, ("https://localhost:9/poem.txt",)),
 ))
 NOTHING = object()
+
+class Spaced(Tokenizer):
+    level = "spaced"
+
+    def split(self, text):
+        return text.split()
+
+class Bits(Pairs):
+    level = "bits"
+    alphabet = ("0", "1")
 """
 
 
@@ -42,6 +54,7 @@ def _marine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "marine", raising=False)
     monkeypatch.setenv(VARIABLE, "")
+    module._digest.cache_clear()
 
 
 @pytest.fixture
@@ -116,23 +129,100 @@ def test_an_unknown_name_lists_those_of_packages_as_well() -> None:
         override(RunConfig(), {"cells": "gru,xyz"})
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "normalizer", "corpus"])
-def test_what_is_nothing_of_the_kind_is_refused(kind: module.Kind) -> None:
-    register(kind, "odd", "marine:NOTHING")
-    find = {"tokenizer": tokenizer, "normalizer": normalizer, "corpus": find_corpus}[kind]
+@pytest.mark.parametrize("kind", ["cell", "tokenizer", "normalizer", "corpus"])
+def test_what_is_nothing_of_the_kind_is_refused_and_leaves_nothing_behind(kind: module.Kind) -> None:
     with pytest.raises(UsageError, match=f"the {kind} odd must be .*: marine:NOTHING: mend or uninstall it"):
-        find("odd")
+        register(kind, "odd", "marine:NOTHING")
+    assert "odd" not in extensions(kind)
 
 
-def test_what_cannot_be_imported_leaves_nothing_behind(install: Callable[..., None]) -> None:
-    with pytest.raises(
-        ResourceError, match=r"the cell mgu cannot be loaded: nowhere:Mgu \(No module named 'nowhere'\): put"
-    ):
+@pytest.mark.parametrize(("kind", "name"), [("cell", "lstm"), ("tokenizer", "char"), ("corpus", "python-docs")])
+def test_a_name_of_ours_is_taken(kind: module.Kind, name: str) -> None:
+    with pytest.raises(UsageError, match=f"the name of the {kind} {name} is taken"):
+        register(kind, name, "marine:Pairs")
+    assert not extensions(kind)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise RuntimeError('not today')", "RuntimeError: not today"),
+        ("def f(:", "SyntaxError"),
+        ("", "AttributeError"),
+    ],
+)
+def test_a_module_that_fails_is_one_line_and_leaves_nothing_behind(source: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "stormy.py").write_text(source)
+    sys.modules.pop("stormy", None)
+    with pytest.raises(ResourceError, match=f"the cell mine cannot be loaded: stormy:Mine .{told}") as caught:
+        register("cell", "mine", "stormy:Mine")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not extensions("cell")
+
+
+def test_a_package_that_is_not_whole_is_named(install: Callable[..., None]) -> None:
+    with pytest.raises(ResourceError, match=r"nowhere:Mgu \(ModuleNotFoundError: .*'nowhere'\): put its folder on"):
         register("cell", "mgu", "nowhere:Mgu")
-    assert "mgu" not in extensions("cell")
     install(Extension("cell", "mgu", "marine:Mgu", "rnnlm-mgu==1.0"))
     with pytest.raises(ResourceError, match=r"has no attribute 'Mgu'.*: repair or uninstall rnnlm-mgu==1\.0"):
         extensions("cell")["mgu"].load()
+
+
+def test_there_are_four_kinds() -> None:
+    with pytest.raises(UsageError, match=r"unknown kind: cells: did you mean cell\?"):
+        register("cells", "mine", "marine:Mine")  # type: ignore[arg-type]
+
+
+def test_every_file_of_a_package_and_its_version_count(tmp_path: Path) -> None:
+    package = tmp_path / "jpack"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "words.txt").write_text("one")
+    one = Extension("tokenizer", "j", "jpack:T", "jpack==1.0")
+
+    def digest(extension: Extension = one) -> str:
+        module._digest.cache_clear()
+        return extension.digest()
+
+    first = digest()
+    assert digest() == first
+    assert digest(Extension("tokenizer", "j", "jpack:T", "jpack==1.1")) != first
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "a.pyc").write_text("compiled")
+    assert digest() == first
+    (package / "words.txt").write_text("two")
+    assert digest() != first
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "normalizer"])
+def test_tokens_know_whose_code_made_them(kind: str, store: Store, tmp_path: Path) -> None:
+    register("tokenizer", "pairs", "marine:Pairs")
+    register("normalizer", "lower", "marine:LOWER")
+    (tmp_path / "text.txt").write_text("abcd abcd abcd")
+    text = download(resolve(str(tmp_path / "text.txt")), store).handle
+    rule, level = ("lower", "char") if kind == "normalizer" else ("none", "pairs")
+    plain = tokenize(text, "none", "char", store)
+    first = tokenize(text, rule, level, store)
+    (tmp_path / "marine.py").write_text(SOURCE + "# edited\n")
+    module._digest.cache_clear()
+    assert tokenize(text, rule, level, store) != first
+    assert tokenize(text, "none", "char", store) == plain
+
+
+def test_words_of_another_tokenizer_are_not_fused_at_line_ends(store: Store, tmp_path: Path) -> None:
+    register("tokenizer", "spaced", "marine:Spaced")
+    (tmp_path / "text.txt").write_text("The end\nof it\n")
+    text = download(resolve(str(tmp_path / "text.txt")), store).handle
+    tokens = tokenize(text, "d2l-lines", "spaced", store)
+    assert tokens.num_tokens == {"whole": 4}
+
+
+def test_a_complete_vocabulary_cannot_be_cut(tmp_path: Path) -> None:
+    register("tokenizer", "bits", "marine:Bits")
+    register("tokenizer", "pairs", "marine:Pairs")
+    assert override(RunConfig(), {"tokenizer.level": "pairs", "tokenizer.min_freq": 2}).tokenizer.min_freq == 2
+    with pytest.raises(ConfigError, match="min_freq` has no effect at level bits, whose vocabulary is complete"):
+        override(RunConfig(), {"tokenizer.level": "bits", "tokenizer.min_freq": 2})
 
 
 def test_a_script_cannot_be_imported_by_other_processes() -> None:

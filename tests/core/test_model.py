@@ -326,8 +326,8 @@ def test_weights_with_a_damaged_header_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"model": {"hidden_size": 6}}, {"model": {"hidden_size": 0}}, {"model": {"width": 3}}, {"cell": "mlp"}],
-    ids=["other-size", "no-size", "unknown-key", "unknown-cell"],
+    [{"model": {"hidden_size": 6}}, {"model": {"hidden_size": 0}}, {"model": {"width": 3}}, {"cell": "M L P"}],
+    ids=["other-size", "no-size", "unknown-key", "no-cell"],
 )
 def test_a_description_that_does_not_fit_the_weights_is_told(change: dict[str, object], tmp_path: Path) -> None:
     saved(tmp_path)
@@ -335,6 +335,33 @@ def test_a_description_that_does_not_fit_the_weights_is_told(change: dict[str, o
     (tmp_path / ABOUT).write_text(json.dumps(content | change))
     with pytest.raises(IntegrityError, match=r"not a complete model: .*: train it again"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"cell": "mlp"}, "cell mlp"),
+        ({"normalizer": "mine"}, "normalizer mine"),
+        ({"tokenizer": {"level": "pairs"}}, "tokenizer pairs"),
+    ],
+)
+def test_a_model_of_what_is_not_installed_says_what_to_install(
+    change: dict[str, object], what: str, tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    content = json.loads((tmp_path / ABOUT).read_text())
+    (tmp_path / ABOUT).write_text(json.dumps(content | change))
+    with pytest.raises(ResourceError, match=f"this model needs the {what}: .*: install the package that brings it"):
+        load_model(tmp_path)
+
+
+def test_models_that_mlflow_keeps_find_what_they_are_loaded_with_where_it_was() -> None:
+    from rnnlm_core import model, saved_model
+
+    assert model.load_model is saved_model.load_model
+    assert model.SavedModel is saved_model.SavedModel
+    with pytest.raises(AttributeError, match="has no attribute 'load_modle'"):
+        model.load_modle  # noqa: B018 - asking is the test
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe\xfd"], ids=repr)

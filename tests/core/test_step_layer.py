@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rnnlm_core.cells import State, gru_step_reset_before, lstm_step, rnn_step
-from rnnlm_core.config import ModelConfig, TrainConfig
-from rnnlm_core.errors import IntegrityError, UsageError
+from rnnlm_core.config import ModelConfig, RunConfig, TrainConfig
+from rnnlm_core.config_values import override
+from rnnlm_core.errors import ConfigError, ResourceError, UsageError
 from rnnlm_core.extensions import VARIABLE
 from rnnlm_core.generate import continue_text
 from rnnlm_core.levels import CharTokenizer
@@ -166,7 +167,7 @@ def test_a_model_of_a_cell_that_is_not_here_says_what_is_missing(
     save_model(tmp_path, model, vocabulary, CharTokenizer(), "none", {})
     assert load_model(tmp_path).model.cell == "simple"
     monkeypatch.delenv(VARIABLE)
-    with pytest.raises(IntegrityError, match=r"not a complete model: .*unknown cell: simple.* package that brings it"):
+    with pytest.raises(ResourceError, match=r"this model needs the cell simple: .*: install the package"):
         load_model(tmp_path)
 
 
@@ -178,6 +179,39 @@ def test_torch_nn_has_none_of_them() -> None:
 def test_an_unknown_cell_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown cell: simpel: did you mean simple\?.*known: rnn, gru, lstm, ngram"):
         find_cell("simpel")
+
+
+class Without(Simple):
+    """Forgets what it must say, or says what is not so: each attribute is set by a test."""
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"num_gates": None}, "must have `num_gates`, a whole number"),
+        ({"num_states": 0}, "at least one of `num_states`"),
+        ({"num_gates": 0, "shapes": staticmethod(lambda *_: {})}, "must have something to train"),
+        ({"num_states": 2}, r"a step of the cell failed.*ValueError"),
+        ({"step": staticmethod(lambda _, state, **__: state[0])}, "must return a tuple of 1 x .* returns .*Tensor"),
+        ({"step": staticmethod(lambda _, state, **__: (state[0][:1],))}, r"returns \[\(1, 5\)\]"),
+    ],
+)
+def test_a_cell_that_is_none_is_told_before_it_trains(
+    said: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in said.items():
+        monkeypatch.setattr(Without, name, value, raising=False)
+    monkeypatch.setenv(VARIABLE, f"cell:without={Without.__module__}:Without")
+    with pytest.raises(UsageError, match=told):
+        LanguageModel("without", V, ModelConfig(hidden_size=HIDDEN))
+
+
+def test_an_option_of_our_own_cells_has_no_effect_on_them() -> None:
+    changes = {"cells": "simple", "model.implementation": "scratch"}
+    assert override(RunConfig(), changes).model.for_cell("simple").init == "book"
+    with pytest.raises(ConfigError, match="implementation` has no effect on cells of other packages"):
+        override(RunConfig(), changes | {"model.init": "uniform"})
+    override(RunConfig(), changes | {"model.init": "uniform", "cells": "gru,simple"})
 
 
 def test_what_is_no_cell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,16 @@ def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Comm
         2,
         "error: unknown split: tset: did you mean test? (known: train, valid, test, all)\n",
     )
+    three = home / "three"
+    three.mkdir()
+    for name in ("train", "valid", "test"):
+        (three / f"{name}.txt").write_text(f"the {name} text " * 40)
+    refused = rnnlm("evaluate", "--model", "rnn", "--corpus", three, "--split", "all")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: a text in three files has no `all`: three: use train, valid or test\n",
+    )
+    assert rnnlm("evaluate", "--model", "rnn", "--corpus", three).stdout.startswith("rnn on three (test of given, 560 ")
     other = home / "other.txt"
     other.write_text("Ünlike the text: " * 40)
     asked = rnnlm("evaluate", "--model", "rnn", "--corpus", other, "--split", "all")

@@ -133,8 +133,8 @@ def test_without_the_package_its_name_and_its_model_are_refused(first: dict[str,
     assert "unknown cell: mgu" in refused.stderr
     run_id = first["cells"]["mgu"]["run_id"]
     refused = rnnlm("generate", "--model", run_id, "--prefix", "The ", PYTHONPATH=str(PROJECT))
-    assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)
-    assert "the package that brings it may not be installed" in refused.stderr
+    assert (refused.returncode, refused.stderr.count("\n")) == (5, 1)
+    assert refused.stderr.startswith("error: this model needs the cell mgu: ")
 
 
 @pytest.mark.slow
