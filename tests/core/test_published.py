@@ -68,7 +68,7 @@ def test_the_reduced_budgets_are_the_same_as_well() -> None:
         if row.system.endswith("reduced"):
             with torch.device("meta"):
                 sizes.append(num_parameters(LanguageModel(row.cell, 10_000, row.config.model)))
-    assert sizes == [pytest.approx(4.6532e6, rel=0.002)] * 3
+    assert sizes == [pytest.approx(4.6532e6, rel=0.003)] * 3
 
 
 @every_section
