@@ -105,7 +105,10 @@ def _main() -> None:
 def _usage_message(error: Any) -> str:
     """Return what Typer says of a mistake, on one line; of an unknown option, what may have been meant."""
     if not hasattr(error, "possibilities") or not hasattr(error, "option_name"):
-        return one_line(error.format_message())
+        said = one_line(error.format_message())
+        return (
+            f"{said}: every value has an option, a text is given as --corpus FILE" if "extra argument" in said else said
+        )
     from rnnlm_core.config_values import close_keys
 
     options = [name for one in error.ctx.command.params for name in one.opts if name.startswith("--")]

@@ -64,7 +64,13 @@ class Extension:
                 f"the {self.kind} {self.name} cannot be loaded",
                 f"{self.place} ({type(error).__name__}: {error})",
             )
-            remedy = f"repair or uninstall {self.package}" if self.package else "put its folder on PYTHONPATH"
+            remedy = f"repair or uninstall {self.package}" if self.package else "mend it"
+            if (
+                isinstance(error, ModuleNotFoundError)
+                and not self.package
+                and error.name == self.module.partition(".")[0]
+            ):
+                remedy = "put its folder on PYTHONPATH"
             raise ResourceError(what, where, remedy) from error
 
     def digest(self) -> str:

@@ -90,7 +90,10 @@ def _inspect_text(path: Path, split: str, config: RunConfig, where: str) -> None
         raise none_frequent(counts, config.tokenizer.min_freq)
     if found < enough:
         place = where if split == "whole" else f"split `{split}` of {where}"
-        raise too_short(found, enough, place, "give a longer text, or lower train.batch_size or train.num_steps")
+        remedy = "give a longer text, or lower train.batch_size or train.num_steps"
+        if level == "word":  # in some scripts a paragraph is one of them
+            remedy += "; a text without spaces between words needs tokenizer.level=char or bpe"
+        raise too_short(found, enough, place, remedy)
 
 
 def _check_stop(config: RunConfig) -> None:

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from rnnlm_core.config import known_names
 from rnnlm_core.errors import DataError
+from rnnlm_core.extensions import NAME
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
 MINUTES = "perf/train_minutes"
@@ -84,12 +85,13 @@ def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:
 
 def find_model_run(reference: str) -> TrackedRun:
     """Return the run a model reference names: a cell name of the last run, or a run id."""
-    if reference in known_names("cell"):
+    if NAME.fullmatch(reference):  # a cell, of a package that is not installed any more perhaps
         query = f"tags.`rnnlm.kind` = 'pipeline' AND tags.`rnnlm.child.{reference}` != ''"
         parent = newest(query)
-        if parent is None:
+        if parent is not None:
+            reference = parent.data.tags[f"rnnlm.child.{reference}"]
+        elif reference in known_names("cell"):
             raise DataError("no trained model", reference, "train one first with `rnnlm run`")
-        reference = parent.data.tags[f"rnnlm.child.{reference}"]
     try:
         return tracked(client().get_run(reference))
     except MlflowException as error:

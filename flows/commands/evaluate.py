@@ -62,7 +62,8 @@ def evaluate(
         warn(f"{found.oov_rate:.2%} of the tokens are not in the model's vocabulary: each counts as <unk>")
     if json_file is not None:
         write_json(json_file, asdict(found) | {"split": split, "cell": saved.model.cell, "corpus": source.name})
-    typer.echo(f"{saved.model.cell} on {source.name} ({how}, {found.num_tokens:,} {saved.tokenizer.noun})")
+    name = saved.model.cell if run is None else f"{saved.model.cell} of {run.tags.get('rnnlm.corpus', '?')}"
+    typer.echo(f"{name} on {source.name} ({how}, {found.num_tokens:,} {saved.tokenizer.noun})")
     typer.echo(f"perplexity          {found.perplexity:.4f}")
     typer.echo(f"bits per character  {found.bits_per_char:.4f}")
     typer.echo(f"OOV rate            {found.oov_rate:.2%}")

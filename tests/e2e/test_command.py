@@ -105,12 +105,14 @@ def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Comm
         2,
         "error: a text in three files has no `all`: three: use train, valid or test\n",
     )
-    assert rnnlm("evaluate", "--model", "rnn", "--corpus", three).stdout.startswith("rnn on three (test of given, 560 ")
+    assert rnnlm("evaluate", "--model", "rnn", "--corpus", three).stdout.startswith(
+        "rnn of python-docs on three (test of given, 560 "
+    )
     other = home / "other.txt"
     other.write_text("Ünlike the text: " * 40)
     asked = rnnlm("evaluate", "--model", "rnn", "--corpus", other, "--split", "all")
     assert "of the tokens are not in the model's vocabulary: each counts as <unk>" in asked.stderr
-    assert asked.stdout.startswith("rnn on other.txt (all of it, 680 characters)\n")
+    assert asked.stdout.startswith("rnn of python-docs on other.txt (all of it, 680 characters)\n")
 
 
 def test_nothing_is_written_outside_the_home(first: dict[str, Any], home: Path, elsewhere: Path) -> None:
