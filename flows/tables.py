@@ -78,10 +78,11 @@ def runs_table(cells: Sequence[TrackedCell]) -> Table:
 
 def versions_table(versions: Sequence[Version]) -> Table:
     """Return the versions of registered models, one line each, with what tells why (not) the champion."""
-    table = plain_table("model", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
+    table = plain_table("model", "text", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
     for one in versions:
         table.add_row(
             one.name,
+            one_line(one.tags.get("rnnlm.corpus", "")),
             str(one.number),
             one.cell,
             figure(one.valid_perplexity),
