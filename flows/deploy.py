@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rnnlm_core.errors import ResourceError, RnnlmError
 from tasks import workspace
-from tasks.workspace import DEPLOYMENTS, POOL
+from tasks.workspace import POOL
 
 
 def deploy() -> None:
@@ -24,14 +24,15 @@ def deploy() -> None:
 
     os.environ["PWD"] = str(workspace.PROJECT)  # what `prefect.yaml` calls the project: a shell may be elsewhere
 
-    deployments.check(DEPLOYMENTS)
+    deployments.check(workspace.DEPLOYMENTS)
     tracking_database.experiment_id()
     scheduled_runs.make_pool(POOL)
     repair()
     prefect("deploy", "--all")
-    for name in scheduled_runs.not_among(POOL, deployments.names(DEPLOYMENTS)):
+    for name in scheduled_runs.not_among(POOL, deployments.names(workspace.DEPLOYMENTS)):
         print(
-            f"{name} is deployed, but not in {DEPLOYMENTS.name}: `prefect deployment delete {name}` ends it", flush=True
+            f"{name} is deployed, but not in {workspace.DEPLOYMENTS.name}: `prefect deployment delete {name}` ends it",
+            flush=True,
         )
 
 
@@ -50,7 +51,9 @@ def prefect(*arguments: str) -> None:
     done = subprocess.run(command, cwd=workspace.PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join((done.stdout + done.stderr).split())
-        raise ResourceError(f"`prefect {' '.join(arguments)}` failed", words[-300:], f"see {DEPLOYMENTS.name}")
+        raise ResourceError(
+            f"`prefect {' '.join(arguments)}` failed", words[-300:], f"see {workspace.DEPLOYMENTS.name}"
+        )
 
 
 def main() -> None:

@@ -84,10 +84,10 @@ def test_a_first_run_does_everything_and_leaves_no_process(first: dict[str, Any]
     assert list(processes_of(home)) == []
 
 
-def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Command, home: Path) -> None:
-    done = rnnlm("evaluate", "--model", "rnn", "--corpus", "python-docs", "--json", home / "figures.json")
+def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Command, tmp_path: Path) -> None:
+    done = rnnlm("evaluate", "--model", "rnn", "--corpus", "python-docs", "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
-    figures = json.loads((home / "figures.json").read_text())
+    figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["perplexity"] == first["cells"]["rnn"]["test_perplexity"]
     assert figures["bits_per_char"] == first["cells"]["rnn"]["bits_per_char"]
     assert f"perplexity          {figures['perplexity']:.4f}" in done.stdout
@@ -96,7 +96,7 @@ def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Comm
         2,
         "error: unknown split: tset: did you mean test? (known: train, valid, test, all)\n",
     )
-    three = home / "three"
+    three = tmp_path / "three"
     three.mkdir()
     for name in ("train", "valid", "test"):
         (three / f"{name}.txt").write_text(f"the {name} text " * 40)
@@ -108,7 +108,7 @@ def test_evaluating_gives_the_tracked_figures(first: dict[str, Any], rnnlm: Comm
     assert rnnlm("evaluate", "--model", "rnn", "--corpus", three).stdout.startswith(
         "rnn of python-docs on three (test of given, 560 "
     )
-    other = home / "other.txt"
+    other = tmp_path / "other.txt"
     other.write_text("Ünlike the text: " * 40)
     asked = rnnlm("evaluate", "--model", "rnn", "--corpus", other, "--split", "all")
     assert "of the tokens are not in the model's vocabulary: each counts as <unk>" in asked.stderr

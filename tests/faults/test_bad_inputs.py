@@ -480,7 +480,7 @@ def other_size(folder: Path) -> None:
         (changed_json(VOCABULARY_FILE, tokens=["<unk>", "a"], counts=[0, 1]), ("weights=[24, 4]", "=[24, 2]")),
         (other_cell, ("size mismatch", "weights=[24]", "description=[32]")),
         (other_size, ("size mismatch", "weights=[24]", "description=[48]")),
-        (changed_json(ABOUT, cell="mlp"), ("not a complete model", "mlp")),
+        (changed_json(ABOUT, cell="no such"), ("not a complete model", "names no cell")),
         (changed_json(ABOUT, format=99), ("model format 99 is newer than 2", "upgrade rnnlm")),
         (written(ABOUT, b"{"), ("not a complete model",)),
         (written(WEIGHTS, b""), ("not a complete model",)),

@@ -410,7 +410,7 @@ def test_a_bad_file_is_refused_before_anything_is_deployed(
 ) -> None:
     (tmp_path / "prefect.yaml").write_text(changed(MISTAKES["deployment"][:2]))
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(workspace, "PROJECT", tmp_path)
+    monkeypatch.setattr(workspace, "DEPLOYMENTS", tmp_path / "prefect.yaml")
     monkeypatch.setattr(deploy, "prefect", lambda *arguments: asked.append(arguments))
     with pytest.raises(ConfigError, match=r"deployments\[0\]\.schedulez: unknown key"):
         deploy.deploy()
