@@ -810,7 +810,8 @@ def test_the_best_cell_is_the_champion_and_every_command_knows_it(
     assert answer.code == 0, answer
     (row,) = [line for line in answer.out.splitlines() if "rnnlm-book.txt" in line]
     assert row.split()[:6] == [
-        "rnnlm-book.txt", "book.txt", "1", best, f"{figures['valid_perplexity']:.3f}", f"{figures['test_perplexity']:.3f}",
+        "rnnlm-book.txt", "book.txt", "1", best,
+        f"{figures['valid_perplexity']:.3f}", f"{figures['test_perplexity']:.3f}",
     ]  # fmt: skip
     assert row.rstrip().endswith(f"yes       {why}")
     address = "models:/rnnlm-book.txt@champion"
