@@ -161,8 +161,8 @@ SECTIONS = (
         text=(
             "Cell against cell at 13 M parameters, after Bai, Kolter and Koltun (2018), whose test perplexities stand "
             "here. Two layers, weights tied, one recipe for all: only the width differs. The reduced rows are of "
-            "4.65 M parameters, without dropout, in the way of Zaremba's small LSTM, which is the first of them; the simple cell does "
-            "not train by it (the log of experiments)."
+            "4.65 M parameters, without dropout, in the way of Zaremba's small LSTM, which is the first of them; the "
+            "simple cell does not train by it (the log of experiments)."
         ),
         figures=(("valid", "valid_perplexity"), ("test", "test_perplexity")),
         rows=(
