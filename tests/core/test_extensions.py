@@ -170,7 +170,7 @@ def test_a_package_that_is_not_whole_is_named(install: Callable[..., None]) -> N
 
 def test_there_are_four_kinds() -> None:
     with pytest.raises(UsageError, match=r"unknown kind: cells: did you mean cell\?"):
-        register("cells", "mine", "marine:Mine")  # type: ignore[arg-type]
+        register("cells", "mine", "marine:Mine")
 
 
 def test_every_file_of_a_package_and_its_version_count(tmp_path: Path) -> None:
