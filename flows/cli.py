@@ -55,7 +55,7 @@ for name, every, one in (
 
 @app.callback()
 def _every_command(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
         os.environ["RNNLM_DEBUG"] = "1"

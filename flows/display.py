@@ -56,14 +56,14 @@ class Display:
                 self._drop(news.cell)
             self.line(f"{name:<14} {news.done}")
         elif news.epoch is not None:
-            self._epoch(news.cell, news.epoch)
+            self._epoch(news.cell, news.epoch, news.earlier)
 
     def _drop(self, cell: str) -> None:
         """Take away the bar of a training: a sweep has more of them than a screen has lines."""
         if self.bars is not None and cell in self.tasks:
             self.bars.remove_task(self.tasks.pop(cell))
 
-    def _epoch(self, cell: str, epoch: Epoch) -> None:
+    def _epoch(self, cell: str, epoch: Epoch, earlier: bool) -> None:
         self.seconds[cell] = self.seconds.get(cell, 0.0) + epoch.seconds
         left = self.seconds[cell] / epoch.number * (epoch.epochs - epoch.number)
         measured = epoch.valid_perplexity
@@ -76,5 +76,7 @@ class Display:
             if cell not in self.tasks:
                 self.tasks[cell] = self.bars.add_task("", total=epoch.epochs, cell=cell, state="")
             self.bars.update(self.tasks[cell], completed=epoch.number, state=state)
+        elif earlier:  # it has been shown when it was new
+            return
         elif epoch.number % max(1, epoch.epochs // LINES_PER_CELL) == 0 or epoch.number == epoch.epochs:
             self.line(f"train {cell:<8} {state}")

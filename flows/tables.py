@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from flows.comparison import DYNAMIC, TrackedCell, columns
@@ -25,6 +26,12 @@ NUMBERS = (
     "train", "valid", "test", "dynamic", "bits/char", "tokens/s", "weights", "parameters", "epochs", "minutes",
     "version",
 )  # fmt: skip
+
+LESS_WANTED = (
+    "implementation", "tokens/s", "parameters", "bits/char", "minutes", "preset", "train", "status", "dynamic",
+    "champion", "corpus", "valid",
+)  # fmt: skip
+"""Columns of the tracked runs in the order in which a terminal that is too narrow does without them."""
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -59,21 +66,37 @@ def verdict_line(summary: dict[str, Any]) -> str:
     return f"{cell} is {version} of {model['name']} and not its champion: {model['reason']}"
 
 
-def runs_table(cells: Sequence[TrackedCell]) -> Table:
-    """Return tracked cell runs, one line each."""
-    heads = columns([cell.figures for cell in cells])
-    table = plain_table("started", *heads, "corpus", "preset", "status", "run id")
-    for cell in cells:
-        run = cell.run
-        table.add_row(
-            moment(run.started),
-            *(cell.figures.texts[column] for column in heads),
-            run.tags.get("rnnlm.corpus", "?"),
-            run.tags.get("rnnlm.preset", "?"),
-            run.status.lower(),
-            run.run_id,
-        )
-    return table
+def runs_table(cells: Sequence[TrackedCell], width: int | None = None) -> Table:
+    """Return tracked cell runs, one line each; what does not fit into `width` is left out, and named below."""
+    heads = ["started", *columns([cell.figures for cell in cells]), "corpus", "preset", "status", "run id"]
+    rows = [
+        {
+            "started": moment(cell.run.started),
+            **cell.figures.texts,
+            "corpus": cell.run.tags.get("rnnlm.corpus", "?"),
+            "preset": cell.run.tags.get("rnnlm.preset", "?"),
+            "status": cell.run.status.lower(),
+            "run id": cell.run.run_id,
+        }
+        for cell in cells
+    ]
+    left_out = [head for head in LESS_WANTED if head in heads]
+    dropped: list[str] = []
+    while True:
+        table = plain_table(*heads)
+        for row in rows:
+            table.add_row(*(row[head] for head in heads))
+        if dropped:
+            table.caption = f"left out for want of width: {', '.join(dropped)} (all are in --json FILE)"
+        if width is None or not left_out or table_width(table) <= width:
+            return table
+        dropped.append(left_out.pop(0))
+        heads.remove(dropped[-1])
+
+
+def table_width(table: Table) -> int:
+    """Return how wide a table is where nothing hinders it, its caption apart."""
+    return Console(width=1000).measure(table).maximum
 
 
 def versions_table(versions: Sequence[Version]) -> Table:
@@ -146,7 +169,14 @@ def _command(name: str, arguments: str) -> str:
 
 def plain_table(*columns: str) -> Table:
     """Return an empty table with these heads; columns of figures stand to the right."""
-    table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="", padding=(0, 1, 0, 0))
+    table = Table(
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="",
+        caption_justify="left",
+        caption_style="",
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
         numeric = column in NUMBERS
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)

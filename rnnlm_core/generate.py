@@ -7,7 +7,7 @@ as one batch. Characters are joined with nothing, words with a space, bytes as s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from rnnlm_core.normalize import normalizer
 from rnnlm_core.outcomes import Sample
 from rnnlm_core.saved_model import SavedModel, load_model
 from rnnlm_core.store import Handle, Store
+from rnnlm_core.vocabulary import UNKNOWN
 
 DEFAULT_PREFIX_TOKENS = 8
 WARM_UP_TOKENS = 256
@@ -351,6 +352,11 @@ def _beam_search(saved: SavedModel, ids: list[int], config: GenerateConfig, chec
 def opening(saved: SavedModel, corpus: Path, split: str) -> str:
     """Return the first tokens of a split as text."""
     return saved.tokenizer.text(_opening_tokens(saved, corpus, split))
+
+
+def known_opening(saved: SavedModel, corpus: Path, split: str) -> str:
+    """Return the first tokens of a split as text, up to the first that the vocabulary does not have."""
+    return saved.tokenizer.text(list(takewhile(UNKNOWN.__ne__, _opening_tokens(saved, corpus, split))))
 
 
 def _opening_tokens(saved: SavedModel, corpus: Path, split: str) -> list[str]:

@@ -42,7 +42,8 @@ def fit_ngrams(
         ids, modified = train_ids.numpy(), config.discounts == "modified"
         counted = count_ngrams(ids, config.order, vocabulary_size, line_end, scratch.folder, check=check)
         found = estimate(counted, modified, line_end, scratch.folder, check=check)
-    if found.simpler:
+    # Of the few tokens of a vocabulary of characters hardly any occur once: nothing to warn of.
+    if config.order in found.simpler:
         orders = ", ".join(f"{n} ({found.discounts[n - 1][0]:.2f})" for n in found.simpler)
         warn(f"too few counts for {config.discounts} discounts of n-grams of order {orders}: a simpler one is used")
     model = NgramModel(config, found.ids, found.grams, line_end).eval()

@@ -58,13 +58,15 @@ def train(
     key: str,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = lambda _: None,
+    resumed: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Trained:
     """Train one cell on a corpus and publish the model of its best epoch.
 
-    A training with the same `key` that was interrupted goes on from its last checkpoint and ends with the same bits.
+    A training with the same `key` that was interrupted goes on from its last checkpoint and ends with the same bits:
+    `resumed` is told how many epochs that one holds, then `progress` those epochs, as it is later told the new ones.
     The checkpoints stay: whoever has recorded the result clears them. Of several `ranks` the first one alone writes.
     N-grams are counted (`ngram_training.py`): of all that is about epochs and devices they take nothing.
 
@@ -100,7 +102,7 @@ def train(
         fitted = fit(
             cell, len(words), splits["train"], splits.get("valid"), model, config,
             checkpoints=Checkpoints(store, key), checkpoint_seconds=checkpoint_seconds,
-            progress=progress, should_stop=should_stop, warn=warn, ranks=ranks,
+            progress=progress, resumed=resumed, should_stop=should_stop, warn=warn, ranks=ranks,
         )  # fmt: skip
     sha256 = b"" if ranks.number else _publish(store, fitted, words, folder, corpus, vocabulary, config).sha256.encode()
     return Trained(
@@ -150,6 +152,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress = lambda _: None,
+    resumed: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
@@ -182,6 +185,7 @@ def fit(
             was, now = snapshot.facts.get("recurrence", "autograd"), settled(device)
             if was != now:
                 warn(f"the training goes on in another arithmetic ({was}, now {now}): its last digits will differ")
+            resumed(len(trainer.history))
             for epoch in trainer.history:
                 progress(epoch)
         saved_at = time.monotonic()

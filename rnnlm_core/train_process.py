@@ -21,11 +21,13 @@ def train_in_child(
     warn: Callable[[str], None],
     usage: Callable[[dict[str, float]], None] = lambda _: None,
     num_cores: Callable[[], int] = lambda: 1,
+    resumed: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a job in a child process and return its result as plain data (see `train.Trained`).
 
     `progress` receives each `train.Epoch` as plain data, once, `usage` before that what the child has used
-    (`process_usage.Meter`). `num_cores` says how many cores the child may use from now on: that changes no digit of a
+    (`process_usage.Meter`). `resumed` is told how many of the epochs that follow are those of a checkpoint, if the
+    training goes on from one. `num_cores` says how many cores the child may use from now on: that changes no digit of a
     job with one thread. Raises what the child raised; a child that died raises `ResourceError` with the signal.
     """
     if job.train.processes > 1:
@@ -36,6 +38,8 @@ def train_in_child(
             progress(message["epoch"])
         elif "usage" in message:
             usage(message["usage"])
+        elif "resumed" in message:
+            resumed(message["resumed"])
         else:
             warn(message["warning"])
 

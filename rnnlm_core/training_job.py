@@ -73,6 +73,7 @@ def run_job(
         key=fields["key"],
         checkpoint_seconds=fields["checkpoint_seconds"],
         progress=progress,
+        resumed=lambda epochs: say(resumed=epochs),
         should_stop=should_stop,
         warn=lambda text: say(warning=text),
         **more,

@@ -13,13 +13,17 @@ from rnnlm_core.outcomes import Epoch
 
 @dataclass(frozen=True)
 class News:
-    """Something that happened in a `stage` (and `cell`): an epoch ended, a warning, a stage done or found done."""
+    """Something that happened in a `stage` (and `cell`): an epoch ended, a warning, a stage done or found done.
+
+    An `earlier` epoch is one of a checkpoint, from before the training was interrupted.
+    """
 
     stage: str
     cell: str = ""
     epoch: Epoch | None = None
     warning: str = ""
     done: str = ""
+    earlier: bool = False
 
 
 @dataclass
@@ -59,7 +63,7 @@ def _log(news: News) -> None:
     log = get_logger("rnnlm")
     if news.warning:
         log.warning("%s %s: %s", news.stage, news.cell, news.warning)
-    elif news.epoch is not None:
+    elif news.epoch is not None and not news.earlier:
         epoch = news.epoch
         log.info(
             "%s %s: epoch %d/%d, train perplexity %.4g, valid perplexity %s, %.0f tokens/s",

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from rnnlm_core.config import known_names
-from rnnlm_core.errors import DataError
+from rnnlm_core.errors import DataError, suggestion
 from rnnlm_core.extensions import NAME
 from tasks.tracking_database import client, experiment_id, has_database, is_missing, unreachable
 
@@ -97,8 +97,10 @@ def find_model_run(reference: str) -> TrackedRun:
     except MlflowException as error:
         if not is_missing(error):
             raise unreachable(error) from error
-        cells = ", ".join(known_names("cell"))
-        remedy = f"give a cell of the last run ({cells}), a run id, or models:/NAME@ALIAS"
+        cells = known_names("cell")
+        meant = suggestion(reference, cells)
+        remedy = f"give a cell of the last run ({', '.join(cells)}), a run id, or models:/NAME@ALIAS"
+        remedy = meant if meant.startswith("did you mean") else remedy
         raise DataError("no such model", reference, remedy) from error
 
 

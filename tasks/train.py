@@ -68,11 +68,18 @@ def train(
         read_epoch = TypeAdapter(Epoch).validate_python
         used: dict[str, float] = {}
         enough: list[Epoch] = []
+        known = 0
+
+        def on_resumed(epochs: int) -> None:
+            nonlocal known
+            known = epochs
+            told = f"goes on after epoch {epochs}" if epochs else "goes on in epoch 1"
+            progress.publish(progress.News("train", flow.label(cell), done=told))
 
         def on_epoch(fields: dict[str, Any]) -> None:
             epoch = read_epoch(fields)
             log.add(epoch, used)
-            progress.publish(progress.News("train", flow.label(cell), epoch=epoch))
+            progress.publish(progress.News("train", flow.label(cell), epoch=epoch, earlier=epoch.number <= known))
             if flow.enough(epoch):
                 enough.append(epoch)
 
@@ -97,6 +104,7 @@ def train(
                 lambda text: progress.warn("train", text, flow.label(cell)),
                 used.update,
                 cores_of_each if config.processes == 1 else lambda: 1,
+                on_resumed,
             )
         except Stopped:
             if not enough or stop_requested.is_set():

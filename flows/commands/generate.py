@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.screen import news_on_screen, warn
-from rnnlm_core.errors import DataError, IntegrityError, UsageError
+from rnnlm_core.errors import DataError, IntegrityError, UsageError, one_line
 
 if TYPE_CHECKING:
     from rnnlm_core.saved_model import SavedModel
@@ -32,7 +32,9 @@ def generate(
     unknown: Annotated[
         str, typer.Option(help="Prefix tokens outside the vocabulary: `map` to <unk>, or `error`.")
     ] = "error",
-    stream: Annotated[bool, typer.Option("--stream", help="Print each token as soon as it is there.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", metavar="", help="Print each token as soon as it is there.")
+    ] = False,
 ) -> None:
     """Print the prefix and its continuation."""
     from rnnlm_core.config import GenerateConfig, RunConfig
@@ -61,15 +63,25 @@ def generate(
     from rnnlm_core.generate import continue_texts, stream_text
 
     with news_on_screen():
-        saved = load(model)
-    if not stream:
-        for sample in continue_texts(saved, prefix, config, warn):
-            typer.echo(sample.text)
-        return
-    for piece in stream_text(saved, prefix[0], config, warn):
+        saved, run = load_tracked(model)
+    if stream:
+        pieces = stream_text(saved, prefix[0], config, warn)
+    else:
+        pieces = iter(["\n".join(sample.text for sample in continue_texts(saved, prefix, config, warn))])
+    for number, piece in enumerate(pieces):
+        if number == 0 and run is not None and model == saved.model.cell:
+            _tell_whose(run)
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
+
+
+def _tell_whose(run: "TrackedRun") -> None:
+    """Say what a bare cell has turned out to be: the last run decides, whatever its text was."""
+    from flows.tables import moment
+
+    text = one_line(run.tags.get("rnnlm.corpus", "?"))
+    typer.echo(f"{run.tags['rnnlm.cell']} of {text}, trained {moment(run.started)}", err=True)
 
 
 def load(reference: str) -> "SavedModel":

@@ -33,7 +33,9 @@ def promote(
     reference: Annotated[
         str, typer.Argument(help="A cell of the last run (gru), an MLflow run id, or NAME/VERSION.", metavar="REF")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Move the champion even against the rule.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Move the champion even against the rule.")
+    ] = False,
     rollback: Annotated[
         str, typer.Option(help="Give the champion's place of this corpus or model back.", metavar="CORPUS|NAME")
     ] = "",

@@ -29,7 +29,10 @@ def run(
     ] = "local",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")] = None,
     on_workers: Annotated[
-        bool, typer.Option("--on-workers", help="Train each cell as a flow run of its own, on any worker of the pool.")
+        bool,
+        typer.Option(
+            "--on-workers", metavar="", help="Train each cell as a flow run of its own, on any worker of the pool."
+        ),
     ] = False,
 ) -> None:
     """Train the cells on a text, measure them, let them write, and compare."""

@@ -3,6 +3,8 @@
 import errno
 import json
 import math
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,11 @@ def show(table: Any) -> None:
 
     # As wide as it is: a terminal wraps what a table that shrinks would hide. Tokens and names are shown as they are.
     Console(width=1000, highlight=False, markup=False, emoji=False).print(table)
+
+
+def terminal_width() -> int | None:
+    """Return how wide the terminal is that results go to; None for files and pipes, which take everything."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def warn(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.screen import check_writable, news_on_screen, show, write_json
+from flows.commands.screen import check_writable, news_on_screen, show, terminal_width, write_json
 
 
 def compare(
@@ -37,7 +37,7 @@ def compare(
         where = f" on corpus {corpus}" if corpus else ""
         typer.echo(f"no tracked runs{where}: train with `rnnlm run`", err=True)
         return
-    show(runs_table(cells))
+    show(runs_table(cells, terminal_width()))
 
 
 def results(

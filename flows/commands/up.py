@@ -19,7 +19,9 @@ LOGGED = {
 
 
 def up(
-    detach: Annotated[bool, typer.Option("--detach", help="Return once all is up; `rnnlm down` ends it.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", metavar="", help="Return once all is up; `rnnlm down` ends it.")
+    ] = False,
     prefect_port: Annotated[
         int | None, typer.Option(help="Port of Prefect's server.", min=1, max=65535, show_default="4200")
     ] = None,

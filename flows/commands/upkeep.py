@@ -8,7 +8,10 @@ from flows.commands.screen import flows_ready, news_on_screen
 from rnnlm_core.errors import IntegrityError, UsageError
 
 Copies = Annotated[
-    bool, typer.Option("--remote", help="Also read every copy in the store that `RNNLM_STORE` names, to its last byte.")
+    bool,
+    typer.Option(
+        "--remote", metavar="", help="Also read every copy in the store that `RNNLM_STORE` names, to its last byte."
+    ),
 ]
 
 

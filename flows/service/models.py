@@ -6,18 +6,21 @@ from typing import Any
 
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.errors import one_line
-from rnnlm_core.generate import Check, prefix_tokens, stream_text
+from rnnlm_core.generate import Check, known_opening, prefix_tokens, stream_text
 from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.score import score_texts
+from rnnlm_core.store import Handle
+from tasks import workspace
 from tasks.tracked_runs import TrackedRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What is known of a served model: the `name` that requests use, the MLflow run of its training, its figures (those
-    that the run does not have are null; bits per character on the evaluated split), and its shape: of a network, or the
-    order of n-grams, of which `parameters` then says how many there are."""
+    that the run does not have are null; bits per character on the evaluated split), its shape: of a network, or the
+    order of n-grams, of which `parameters` then says how many there are, and how a text of its kind may begin: as the
+    evaluated split does, empty if that is not on this machine."""
 
     name: str
     cell: str
@@ -38,6 +41,7 @@ class ModelFacts:
     eos: str
     normalizer: str
     vocabulary_size: int
+    beginning: str
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,17 @@ def served_model(name: str, saved: SavedModel, run: TrackedRun | None) -> Served
         eos=cut["eos"],
         normalizer=saved.normalizer,
         vocabulary_size=len(saved.vocabulary),
+        beginning=_beginning(saved, run),
     )
     return ServedModel(saved, facts)
+
+
+def _beginning(saved: SavedModel, run: TrackedRun | None) -> str:
+    digest = run.tags.get("rnnlm.corpus_sha256", "") if run is not None else ""
+    corpus, store = Handle("corpus", digest), workspace.store()
+    if run is None or not digest or store.fault(corpus):
+        return ""
+    return known_opening(saved, store.path(corpus), run.tags.get("rnnlm.evaluated_split", "test"))
 
 
 def continuation(saved: SavedModel, prefix: str, config: GenerateConfig, check: Check) -> Iterator[dict[str, str]]:

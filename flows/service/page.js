@@ -123,6 +123,7 @@ async function load() {
     length.min = String(Math.min(10, limits.length));
     length.step = limits.length % 10 === 0 ? "10" : "1";
     for (const model of models) cards.set(model.name, card(model));
+    if (prefix.value === "") prefix.value = models[0].beginning;
     showSettings();
   } catch {
     tell(one("models"), "error", "the models are not known: is the server still running?");

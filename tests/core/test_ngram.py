@@ -242,6 +242,17 @@ def test_counts_of_a_text_that_is_too_small_are_told_and_give_no_nonsense(tmp_pa
     assert list(tmp_path.rglob("*.shares")) == []
 
 
+def test_characters_that_all_occur_often_are_no_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.multinomial(torch.arange(1.0, V), 3000, replacement=True, generator=generator) + 1
+    found = estimate(count_ngrams(ids.numpy(), 6, V, None, tmp_path), True, None, tmp_path)
+    assert 1 in found.simpler
+    assert 6 not in found.simpler
+    fit_ngrams(V, ids.to(torch.uint8), None, ModelConfig(order=6), None, Store(tmp_path), warn=warnings.append)
+    assert warnings == []
+
+
 ON_A_SMALL_DISK = """
 import shutil
 import sys

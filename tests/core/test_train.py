@@ -509,9 +509,11 @@ def test_the_best_epoch_survives_an_interruption(store: Store) -> None:
 def test_a_resumed_training_tells_the_epochs_before(store: Store) -> None:
     interrupt(3, "gru", MODEL, CONFIG, Checkpoints(store, "key"))
     told: list[Epoch] = []
-    fitted = fit_noise(checkpoints=Checkpoints(store, "key"), progress=told.append)
+    earlier: list[int] = []
+    fitted = fit_noise(checkpoints=Checkpoints(store, "key"), progress=told.append, resumed=earlier.append)
     assert tuple(told) == fitted.history
     assert [epoch.number for epoch in told] == [1, 2, 3]
+    assert earlier == [2]
 
 
 def test_a_training_killed_after_its_last_epoch_does_not_train_again(store: Store) -> None:

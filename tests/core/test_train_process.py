@@ -86,7 +86,10 @@ def test_a_stopped_child_keeps_its_checkpoint_and_the_next_ends_as_training_here
     newest = json.loads((store.root / "checkpoint" / "child.json").read_text())[0]
     (store.path(Handle("checkpoint", newest)) / "state.json").unlink()
     warnings: list[str] = []
-    result = train_in_child(job, epochs.append, never, warnings.append)
+    earlier: list[int] = []
+    result = train_in_child(job, epochs.append, never, warnings.append, resumed=earlier.append)
+    assert len(earlier) == 1
+    assert earlier[0] < 2  # the damaged checkpoint was that of both epochs
     assert len(warnings) == 1
     assert "checkpoint skipped" in warnings[0]
     assert epochs[2:] == result["history"]

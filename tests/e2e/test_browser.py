@@ -170,6 +170,9 @@ def test_a_prompt_is_continued_by_three_cells_on_our_page(trained: Trained, brow
         browsing.prompt_page(trained.home, COMMAND, trained.environment) as address,
         browsing.opened(browser) as watched,
     ):
+        watched.page.goto(address)
+        # An empty page would ask somebody new for a text that these models can read.
+        expect(watched.page.locator("#prefix")).not_to_have_value("")
         browsing.write(watched.page, address, CELLS, "The value of ", 0.5, 40)
         written = [browsing.continuation(watched.page, cell).text_content() or "" for cell in CELLS]
         assert [len(text) for text in written] == [40] * len(CELLS)

@@ -315,7 +315,13 @@ def test_generate_prints_the_continuation_and_nothing_else(
     answer = rnnlm("generate", "--model", model, "--prefix", "the ", "--length", "10", "--temperature", "0.5")
     assert answer.code == 0, answer
     assert answer.out == trained.summary["cells"]["gru"]["samples"][0] + "\n"
-    assert answer.err == ""
+    # A bare cell is that of the last run, whatever its text was: it is said whose.
+    whose = r"gru of book\.txt, trained \d{4}-\d\d-\d\d \d\d:\d\d\n" if reference == "cell" else ""
+    assert re.fullmatch(whose, answer.err)
+
+
+def test_a_cell_that_is_misspelt_is_told_which_was_meant(rnnlm: Callable[..., Answer], trained: Any) -> None:
+    refused(rnnlm("generate", "--model", "gur", "--prefix", "the "), 3, "no such model: gur: did you mean gru?")
 
 
 def test_generate_reads_mlflows_copy_when_the_artifact_is_gone(
@@ -360,7 +366,7 @@ def test_generate_samples_as_its_options_say(
 ) -> None:
     answer = rnnlm("generate", "--model", "gru", "--prefix", "we ", "--length", "60", *options)
     assert answer.code == 0, answer
-    assert answer.err == ""
+    assert answer.err.count("\n") == 1
     assert answer.out == written("we ", **settings) + "\n"
 
 

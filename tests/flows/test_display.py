@@ -1,5 +1,6 @@
 """What a person sees of a run."""
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -57,6 +58,16 @@ def test_without_validation_the_training_perplexity_is_shown() -> None:
     line = shown(News("train", "rnn", epoch=epoch(1, 4, valid_loss=None)))
     assert "train perplexity 7.389" in line
     assert "valid" not in line
+
+
+def test_epochs_from_before_an_interruption_are_not_shown_again_and_count_for_the_time_left() -> None:
+    before = [replace(news, earlier=True) for news in training("gru", 3)]
+    goes_on = News("train", "gru", done="goes on after epoch 3")
+    told, line = shown(goes_on, *before, *training("gru", 4)[3:]).splitlines()
+    assert told == "train gru      goes on after epoch 3"
+    assert line.startswith("train gru      epoch 4/4")
+    slow = [replace(news, epoch=replace(news.epoch, seconds=90.0)) for news in training("gru", 4) if news.epoch]
+    assert shown(*(replace(news, earlier=True) for news in slow[:2]), slow[2]).strip().endswith("1m30s left")
 
 
 def test_the_time_left_is_that_of_the_epochs_to_come() -> None:

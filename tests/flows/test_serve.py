@@ -15,9 +15,10 @@ from homes import COMMAND, PROJECT, without_settings
 
 from flows.commands.generate import load_tracked
 from flows.commands.serve import serve
+from flows.service.models import served_model
 from rnnlm_core.config import GenerateConfig
 from rnnlm_core.errors import DataError, ResourceError, UsageError
-from rnnlm_core.generate import continue_text
+from rnnlm_core.generate import DEFAULT_PREFIX_TOKENS, continue_text
 from tasks import tracked_runs
 
 BURST = 200
@@ -53,7 +54,7 @@ def test_mistakes_are_told_before_anything_is_served(tmp_path: Path, monkeypatch
         serve(host="nowhere.invalid", port=0)
 
 
-def test_a_model_is_found_with_its_run_however_it_is_named(trained: Any) -> None:
+def test_a_model_is_found_with_its_run_however_it_is_named(trained: Any, book: Path) -> None:
     cells = {cell: figures["run_id"] for cell, figures in trained.summary["cells"].items()}
     assert {run.tags["rnnlm.cell"]: run.run_id for run in tracked_runs.last_trained_cells()} == cells
     for reference in ("gru", cells["gru"], tracked_runs.find_model_run("gru").tags["rnnlm.model_uri"]):
@@ -61,6 +62,10 @@ def test_a_model_is_found_with_its_run_however_it_is_named(trained: Any) -> None
         assert saved.model.cell == "gru"
         assert run is not None
         assert run.run_id == cells["gru"]
+        # As the split does that was measured: what the page of the service offers to continue.
+        beginning = served_model("gru", saved, run).facts.beginning
+        assert len(beginning) == DEFAULT_PREFIX_TOKENS
+        assert beginning in book.read_text()
 
 
 @pytest.fixture

@@ -126,6 +126,22 @@ def test_the_table_of_runs_shows_what_a_run_has_and_a_dash_for_the_rest() -> Non
     assert " ".join(second.split()[2:]) == "? ? – – – – – – 0.0 ? ? killed run-2"
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 150])
+def test_a_narrow_terminal_gets_the_columns_that_fit_and_is_told_which_do_not(width: int) -> None:
+    tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.preset": "time-machine"}
+    metrics = {"best/valid_perplexity": 4.0, "test/perplexity": 5.0, "model/parameters": 123456.0}
+    cells = of_runs([TrackedRun("0a1b" * 8, "FINISHED", 0.0, tags, metrics, {})], set())
+    whole, narrow = tables.runs_table(cells), tables.runs_table(cells, width)
+    assert tables.table_width(narrow) <= width or width == 60
+    shown, every = ([column.header for column in table.columns] for table in (narrow, whole))
+    assert {"started", "cell", "test", "run id"} <= set(shown)
+    assert "implementation" not in shown
+    left_out = [name for name in tables.LESS_WANTED if name in every and name not in shown]
+    assert narrow.caption == f"left out for want of width: {', '.join(left_out)} (all are in --json FILE)"
+    assert [name for name in every if name not in left_out] == shown
+    assert tables.runs_table(cells, 500).caption is None
+
+
 def test_runs_are_sorted_by_date_or_by_perplexity_and_those_without_come_last() -> None:
     def tracked(name: str, started: float, **figures: float) -> TrackedRun:
         metrics = {f"{'best/valid' if key == 'valid' else key}{'/' if key == 'test' else '_'}perplexity": value

@@ -249,6 +249,7 @@ def test_models_are_told_with_the_figures_of_their_runs() -> None:
     assert (facts["name"], facts["cell"], facts["corpus"], facts["level"]) == ("mine", "gru", "book", "char")
     assert (facts["valid_perplexity"], facts["test_perplexity"], facts["bits_per_char"]) == (3.5, None, 2.0)
     assert facts["parameters"] == sum(p.numel() for p in saved_model().model.parameters())
+    assert facts["beginning"] == ""
 
 
 def test_the_description_names_every_field_with_the_limits_of_this_server(service: Service) -> None:

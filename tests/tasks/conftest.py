@@ -114,13 +114,13 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Train in this process, without the seconds a child takes to start; return the cells trained, in order."""
     trained: list[str] = []
 
-    def train(job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any, num_cores: Any) -> dict[str, Any]:
+    def train(job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any, cores: Any, resumed: Any) -> Any:
         trained.append(job.cell)
         torch.set_num_threads(1)
         result = train_core(
             job.cell, job.corpus, job.vocabulary, job.model, job.train, workspace.store(), key=job.key,
             checkpoint_seconds=job.checkpoint_seconds,
-            progress=lambda epoch: on_epoch(asdict(epoch)), should_stop=should_stop, warn=warn,
+            progress=lambda epoch: on_epoch(asdict(epoch)), should_stop=should_stop, warn=warn, resumed=resumed,
         )  # fmt: skip
         return asdict(result)
 
