@@ -132,11 +132,12 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Return "did you mean …?" when some known name is close, and the known names in any case."""
+    """Return "did you mean …?" when some known name is close (GRU is gru), and the known names in any case."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    folded = {one.casefold(): one for one in reversed(known)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     listed = "known: " + ", ".join(known)
     if not close:
         return listed
-    return f"did you mean {close[0]}?" + (f" ({listed})" if len(known) > 1 else "")
+    return f"did you mean {folded[close[0]]}?" + (f" ({listed})" if len(known) > 1 else "")

@@ -41,7 +41,7 @@ def run(
     from rnnlm_core.inspection import inspect
     from rnnlm_core.presets import run_config
 
-    chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
+    chosen = parse_cells(cells)
     keys = parse_changes(changes or [])
     if processes is not None:
         if keys.get("train.processes", str(processes)) != str(processes):
@@ -103,6 +103,11 @@ def _summarize_error(error: Exception, summary: Path | None) -> None:
             smoke_summary.append(summary, smoke_summary.of_error(error))
         except RnnlmError as problem:  # what ended the flow is what the command ends with
             warn(str(problem))
+
+
+def parse_cells(cells: str | None) -> list[str] | None:
+    """Return the names that are asked for, separated by commas or blanks."""
+    return None if cells is None else cells.replace(",", " ").split()
 
 
 def parse_changes(changes: list[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.run import parse_changes, write_json
+from flows.commands.run import parse_cells, parse_changes, write_json
 from flows.commands.screen import check_writable, flows_ready, show
 from rnnlm_core.errors import PartialError
 
@@ -45,7 +45,7 @@ def sweep(
     from rnnlm_core.inspection import inspect
     from rnnlm_core.search import make_plan
 
-    chosen = [part.strip() for part in cells.split(",") if part.strip()] if cells is not None else None
+    chosen = parse_cells(cells)
     keys = parse_changes(changes or [])
     plan = make_plan(preset, corpus, chosen, keys, search, name)
     inspect(plan.source, plan.hungriest)

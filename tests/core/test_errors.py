@@ -102,5 +102,10 @@ def test_an_unknown_name_lists_the_known_ones_and_suggests_the_closest() -> None
     assert error.exit_code == 2
 
 
+def test_capitals_are_no_reason_to_know_nothing() -> None:
+    assert suggestion("RNN", ["gru", "rnn"]) == "did you mean rnn? (known: gru, rnn)"
+    assert suggestion("q_star", ["Q_Star", "q_stir"]).startswith("did you mean Q_Star?")
+
+
 def test_nothing_close_suggests_nothing() -> None:
     assert suggestion("xyzzy", ["gru", "lstm"]) == "known: gru, lstm"

@@ -97,6 +97,7 @@ def refused(answer: Answer, code: int, *parts: str) -> str:
         (["--corpus", "ftp://example.org/x"], ["only http and https addresses can be downloaded"]),
         (["--corpus", "http://example.org/x#sha256=12"], ["a digest is written #sha256= and 64 hexadecimal digits"]),
         (["--cells", "rnn,gruu"], ["unknown cell: gruu: did you mean gru?"]),
+        (["--cells", "rnn GRU"], ["unknown cell: GRU: did you mean gru?"]),
         (["--cells", "rnn,rnn"], ["`cells` must name each cell once. Got rnn twice"]),
         (["--cells", ""], ["cell"]),
         (["--set", "train.learing_rate=1"], ["unknown config key: train.learing_rate: did you mean train.learning_r"]),
