@@ -84,7 +84,7 @@ def implementation_of(cell: str, asked: str) -> str:
     """Return how a cell is written: n-grams not at all, those of other packages as one step, ours as was asked."""
     if cell == NGRAM:
         return "–"
-    return asked if cell in CELLS or not cell else "scratch"
+    return asked if cell in CELLS or not cell else "step"
 
 
 def of_runs(runs: Sequence[TrackedRun], champions: Collection[str]) -> list[TrackedCell]:

@@ -94,9 +94,14 @@ def runs_table(cells: Sequence[TrackedCell], width: int | None = None) -> Table:
         heads.remove(dropped[-1])
 
 
+def plain_console() -> Console:
+    """Return a console that shows tokens and names as they are, and tables as wide as they are."""
+    return Console(width=1000, highlight=False, markup=False, emoji=False)
+
+
 def table_width(table: Table) -> int:
     """Return how wide a table is where nothing hinders it, its caption apart."""
-    return Console(width=1000).measure(table).maximum
+    return plain_console().measure(table).maximum
 
 
 def versions_table(versions: Sequence[Version]) -> Table:

@@ -46,9 +46,14 @@ class Child:
         should_stop: Callable[[], bool],
         num_cores: Callable[[], int] = lambda: 1,
         *,
+        begun: Callable[[], None] = lambda: None,
         torn: bool = False,
     ) -> dict[str, Any]:
-        """Return what the job comes to; `hear` receives what is said on the way, whose lines may be `torn`."""
+        """Return what the job comes to; `hear` receives what is said on the way, whose lines may be `torn`.
+
+        `begun` is called when the child says that it has imported its code; if that raises, the child is killed before
+        it has done anything.
+        """
         with tempfile.TemporaryFile() as errors:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", self.module],
@@ -60,7 +65,7 @@ class Child:
             )
             try:
                 _tell(child, json.dumps(job))
-                return self._listen(child, hear, should_stop, num_cores, _lines_of(child, torn), errors)
+                return self._listen(child, hear, should_stop, num_cores, begun, _lines_of(child, torn), errors)
             finally:
                 _end(child)
 
@@ -77,6 +82,7 @@ class Child:
         hear: Callable[[dict[str, Any]], None],
         should_stop: Callable[[], bool],
         num_cores: Callable[[], int],
+        begun: Callable[[], None],
         lines: "queue.Queue[str]",
         errors: IO[bytes],
     ) -> dict[str, Any]:
@@ -99,7 +105,10 @@ class Child:
             if "result" in message:
                 result: dict[str, Any] = message["result"]
                 return result
-            hear(message)
+            if "begun" in message:
+                _unless_refused(begun, child)
+            else:
+                hear(message)
 
     def _rebuild(self, error: dict[str, Any]) -> Exception:
         if "traceback" in error:
@@ -113,6 +122,14 @@ class Child:
         if code < 0:
             return ResourceError(f"{self.work} was killed", signal.Signals(-code).name, self.remedy)
         return RuntimeError(f"{self.work} ended with exit code {code}\n{tail}")
+
+
+def _unless_refused(begun: Callable[[], None], child: "subprocess.Popen[str]") -> None:
+    try:
+        begun()
+    except BaseException:
+        child.kill()  # asked to stop it would write a checkpoint
+        raise
 
 
 def _lines_of(child: "subprocess.Popen[str]", torn: bool) -> "queue.Queue[str]":

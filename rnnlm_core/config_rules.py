@@ -17,6 +17,7 @@ from rnnlm_core.config import (
     LONGEST_PREFIX,
     NGRAM,
     OF_NGRAMS,
+    OWN_CELLS,
     SHORTEST_BPTT,
     SPLITS,
     ModelConfig,
@@ -292,6 +293,14 @@ def _conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     return conditions
 
 
+def _has_matrices(cell: str) -> bool:
+    """Whether a cell has something that weight drop drops; of one that is not known another rule tells."""
+    if cell in OWN_CELLS or cell not in known_names("cell"):
+        return cell != NGRAM
+    shapes = find("cell", cell).shapes(2, 2)
+    return any(len(shape) == 2 for shape in shapes.values())
+
+
 def _is_counted(level: str) -> bool:
     """Whether the vocabulary of a level comes from a text, which may be told what to leave out of it."""
     if level in LEVELS or level not in known_names("tokenizer"):
@@ -318,5 +327,9 @@ def _dropout_conditions(values: Mapping[str, Any]) -> dict[str, tuple[bool, str]
         "model.dropout_input": (embedded, without_embedding),
         "model.dropout_hidden": (deep, "with one layer"),
         "model.dropout_embedding": (embedded, without_embedding),
+        "model.weight_drop": (
+            not values["model.weight_drop"] or any(map(_has_matrices, values["cells"])),
+            "on cells without recurrent matrices",
+        ),
         "model.variational_dropout": (bool(values["model.dropout"] or any(own)), "without dropout"),
     }

@@ -73,9 +73,13 @@ class Extension:
                 remedy = "put its folder on PYTHONPATH"
             raise ResourceError(what, where, remedy) from error
 
-    def digest(self) -> str:
-        """Return the digest of the code: all files of the package, or of the module if that stands alone."""
-        return _digest(self.module.partition(".")[0], self.package)
+    def digest(self, *, now: bool = False) -> str:
+        """Return the digest of the code: all files of the package, or of the module if that stands alone.
+
+        As it was at the first look of this process, which goes on with what it has imported; or as it is `now`.
+        """
+        package = self.module.partition(".")[0]
+        return _present_digest(package, self.package) if now else _digest(package, self.package)
 
 
 def extensions(kind: Kind, taken: Collection[str] = ()) -> dict[str, Extension]:
@@ -128,14 +132,18 @@ def find(kind: Kind, name: str) -> Any:
     return getattr(importlib.import_module(module), function)(name)
 
 
-def digests(named: Mapping[Kind, str]) -> dict[str, str]:
+def digests(named: Mapping[Kind, str], *, now: bool = False) -> dict[str, str]:
     """Return the digests of the code of what other packages bring, among the things that are named."""
     found = (extensions(kind).get(name) for kind, name in named.items())
-    return {f"{one.kind} {one.name}": one.digest() for one in found if one}
+    return {f"{one.kind} {one.name}": one.digest(now=now) for one in found if one}
 
 
 @functools.cache
 def _digest(package: str, version: str) -> str:
+    return _present_digest(package, version)
+
+
+def _present_digest(package: str, version: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None:
         return ""  # what loads it says so

@@ -7,7 +7,7 @@ as one batch. Characters are joined with nothing, words with a space, bytes as s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, takewhile
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 
 import torch
@@ -355,8 +355,12 @@ def opening(saved: SavedModel, corpus: Path, split: str) -> str:
 
 
 def known_opening(saved: SavedModel, corpus: Path, split: str) -> str:
-    """Return the first tokens of a split as text, up to the first that the vocabulary does not have."""
-    return saved.tokenizer.text(list(takewhile(UNKNOWN.__ne__, _opening_tokens(saved, corpus, split))))
+    """Return the first tokens of a split that the vocabulary has, as text that can be typed, "" if there are none.
+
+    That is: from the first known token to the next unknown one, without white space before, without half characters.
+    """
+    tokens = dropwhile(UNKNOWN.__eq__, _opening_tokens(saved, corpus, split))
+    return saved.tokenizer.text(list(takewhile(UNKNOWN.__ne__, tokens))).lstrip().strip("\ufffd")
 
 
 def _opening_tokens(saved: SavedModel, corpus: Path, split: str) -> list[str]:

@@ -59,8 +59,7 @@ class StepLayer(nn.Module):
         width = cell.num_gates * hidden_size
         self.W_x = nn.Parameter(torch.empty(input_size, width)) if width else None
         self.b = nn.Parameter(torch.empty(width)) if width else None
-        shapes = cell.shapes(input_size, hidden_size)
-        self.recurrent = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+        self.recurrent = _weights(cell, input_size, hidden_size)
         bound = hidden_size**-0.5
         _try(cell, self, hidden_size)
         for parameter in self.parameters():
@@ -90,9 +89,23 @@ class StepLayer(nn.Module):
         return (cores.linear(inputs, self.W_x) if dense else F.embedding(inputs, self.W_x)) + self.b
 
 
+def _weights(cell: type[Cell], input_size: int, hidden_size: int) -> nn.ParameterDict:
+    """Return the parameters that a cell declares; raises `UsageError` if it declares none that can be."""
+    try:
+        shapes = cell.shapes(input_size, hidden_size)
+        return nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+    except Exception as error:  # whatever a class of somebody's raises
+        place = f"{_place(cell)} ({type(error).__name__}: {error})"
+        raise UsageError("`shapes` of the cell must name what it trains, with shapes", place, "mend it") from error
+
+
+def _place(cell: type[Cell]) -> str:
+    return f"{cell.__module__}:{cell.__qualname__}"
+
+
 def _try(cell: type[Cell], layer: StepLayer, hidden_size: int) -> None:
     """Run one step; raises `UsageError` if what comes of it is no state of the cell."""
-    place = f"{cell.__module__}:{cell.__qualname__}"
+    place = _place(cell)
     like = next(layer.parameters(), None)
     if like is None:
         raise UsageError("a cell must have something to train: gates, or `shapes`", place, "declare it")
@@ -119,7 +132,10 @@ def find_cell(name: str) -> type[Cell]:
     cell = found.load()
     if not (isinstance(cell, type) and issubclass(cell, Cell)):
         raise UsageError(f"the cell {name} must be a class of rnnlm_core.Cell", found.place, "mend or uninstall it")
-    if type(getattr(cell, "num_gates", None)) is not int or cell.num_gates < 0 or cell.num_states < 1:
+    numbers = [getattr(cell, key, None) for key in ("num_gates", "num_states")]
+    if [type(number) for number in numbers] != [int, int] or cell.num_gates < 0 or cell.num_states < 1:
         rule = f"the cell {name} must have `num_gates`, a whole number, and at least one of `num_states`"
         raise UsageError(rule, found.place, "mend it")
+    with torch.random.fork_rng(devices=[]):  # one of no use, that mistakes are told before a training has begun
+        StepLayer(cell, 3, 2)
     return cell

@@ -22,13 +22,15 @@ def train_in_child(
     usage: Callable[[dict[str, float]], None] = lambda _: None,
     num_cores: Callable[[], int] = lambda: 1,
     resumed: Callable[[int], None] = lambda _: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run a job in a child process and return its result as plain data (see `train.Trained`).
 
     `progress` receives each `train.Epoch` as plain data, once, `usage` before that what the child has used
-    (`process_usage.Meter`). `resumed` is told how many of the epochs that follow are those of a checkpoint, if the
-    training goes on from one. `num_cores` says how many cores the child may use from now on: that changes no digit of a
-    job with one thread. Raises what the child raised; a child that died raises `ResourceError` with the signal.
+    (`process_usage.Meter`). `begun` is called when the child has imported its code and done nothing yet, `resumed` with
+    the number of epochs that follow from a checkpoint, if the training goes on from one. `num_cores` says how many
+    cores the child may use from now on: that changes no digit of a job with one thread. Raises what the child
+    raised; a child that died raises `ResourceError` with the signal.
     """
     if job.train.processes > 1:
         progress = _once(progress)
@@ -44,7 +46,7 @@ def train_in_child(
             warn(message["warning"])
 
     child = Child("rnnlm_core.train_process", f"training of {job.cell}", job.threads, MEMORY_RAN_OUT)
-    return child.run(asdict(job), hear, should_stop, num_cores, torn=job.train.processes > 1)
+    return child.run(asdict(job), hear, should_stop, num_cores, begun=begun, torn=job.train.processes > 1)
 
 
 def _once(progress: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

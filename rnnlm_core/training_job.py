@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnlm_core.config import CHECKPOINT_SECONDS, ModelConfig, TrainConfig
+from rnnlm_core.config import CHECKPOINT_SECONDS, OWN_CELLS, ModelConfig, TrainConfig
 from rnnlm_core.store import Handle, Store
 
 if TYPE_CHECKING:
@@ -51,9 +51,13 @@ def run_job(
     """Train what a job asks for and say what comes of it on the way; `more` is for `train.train`."""
     import torch
 
+    from rnnlm_core.extensions import find
     from rnnlm_core.process_usage import Meter
     from rnnlm_core.train import train
 
+    if fields["cell"] not in OWN_CELLS:
+        find("cell", fields["cell"])
+    say(begun=True)
     meter = Meter()
 
     def progress(epoch: "Epoch") -> None:

@@ -6,8 +6,10 @@ run it names exists. Where hosts share their artifacts they share the records as
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from rnnlm_core.errors import ResourceError
 from rnnlm_core.store import Handle, check_space, write_atomically
 from tasks import progress, tracked_runs, workspace
 from tasks.locking import KernelLocks
-from tasks.sources import others_digests, source_digest
+from tasks.sources import others_digests, present_digest, source_digest
 
 Result = TypeVar("Result")
 READER: Final = "rnnlm-verified"
@@ -75,11 +77,22 @@ def stage(
     Its runs are called `task_run_name` (which may use the arguments), or like the function.
     """
     RESULTS[result.__name__] = result
-    source_digest(core_module)  # now, in one thread: parsing in several at once fails in Python 3.11 (gh-106905)
+    source_digest(core_module)  # of the sources that are imported now, or soon
 
     def decorate(function: Callable[..., Result]) -> Task[..., Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def run(*args: Any, **named: Any) -> Result:
+            done = function(*args, **named)
+            inputs = signature.bind(*args, **named)
+            inputs.apply_defaults()
+            if is_edited(inputs.arguments, core_module):
+                _edited.add(cache_key(function.__name__, inputs.arguments, core_module) or "")
+            return done
+
         return Stage(
-            function,
+            run,
             name=function.__name__,
             task_run_name=task_run_name or function.__name__,
             cache_policy=ContentPolicy(core_module=core_module).configure(
@@ -122,7 +135,7 @@ class ContentPolicy(CachePolicy):
 
 def _drop_foreign_record(key: str) -> None:
     """Remove a record that names another reader than ours: Prefect would let it choose one, pickle included."""
-    record = Path(get_current_settings().results.local_storage_path) / key
+    record = _record(key)
     with KernelLocks().if_free(key) as free:
         if free:  # otherwise another run is writing it
             _drop_unless_ours(record)
@@ -147,16 +160,23 @@ class RecordLocks(KernelLocks):
     """Locks of records that travel: what was recorded under one is shared before it is freed."""
 
     def release_lock(self, key: str, holder: str) -> None:
-        """Share the record, then do what `KernelLocks` does."""
+        """Share the record, or remove that of code which has changed meanwhile; then do what `KernelLocks` does."""
+        name = Path(key).name
         try:
-            _share_record(Path(key).name)
+            if name in _edited:
+                _edited.discard(name)
+                _record(name).unlink(missing_ok=True)
+                told = "its code has changed since this command began: the next run does it again"
+                progress.warn("cache", f"{name.partition('-')[0]}: {told}")
+            else:
+                _share_record(name)
         finally:
             super().release_lock(key, holder)
 
 
 def _fetch_record(key: str) -> None:
     """Take over another host's record of what is not on record here, if it counts here."""
-    record = Path(get_current_settings().results.local_storage_path) / key
+    record = _record(key)
     remote = None if record.exists() else workspace.remote()
     if remote is None:
         return
@@ -178,7 +198,7 @@ def _share_record(key: str) -> None:
     if remote is None:
         return
     try:
-        content = (Path(get_current_settings().results.local_storage_path) / key).read_bytes()
+        content = _record(key).read_bytes()
         result = _result(content)
     except (*NO_RECORD, OSError):  # nothing was recorded
         return
@@ -192,6 +212,21 @@ def _share_record(key: str) -> None:
     except ResourceError as error:
         # Prefect would log it and take the stage back, which is done.
         progress.warn("cache", f"the record of {key.partition('-')[0]} is not shared with other hosts: {error}")
+
+
+_edited: set[str] = set()
+"""Keys of what was done while its code changed: nobody knows by which."""
+
+
+def is_edited(inputs: dict[str, Any], core_module: str) -> bool:
+    """Whether the code behind a stage is not any more what this process has begun with."""
+    if present_digest(core_module) != source_digest(core_module):
+        return True
+    return others_digests(inputs, now=True) != others_digests(inputs)
+
+
+def _record(key: str) -> Path:
+    return Path(get_current_settings().results.local_storage_path) / key
 
 
 def cache_key(name: str, inputs: dict[str, Any], core_module: str) -> str | None:
@@ -255,7 +290,7 @@ class VerifiedSerializer(Serializer):
 
 def _warn_without_space(what: str, record: bytes) -> None:
     """Say what Prefect only logs: it goes on without the record, and what was done will not be found."""
-    folder = Path(get_current_settings().results.local_storage_path)
+    folder = _record("")
     try:
         check_space(folder if folder.exists() else workspace.artifacts().parent, 2 * len(record) + LARGEST_WRAPPING)
     except ResourceError as error:
@@ -341,7 +376,7 @@ def is_recorded(key: str) -> bool:
     """Say whether a result is on record, here or where hosts share a store, and what it names is whole."""
     _fetch_record(key)
     try:
-        result = _result((Path(get_current_settings().results.local_storage_path) / key).read_bytes())
+        result = _result(_record(key).read_bytes())
     except (*NO_RECORD, OSError):
         return False
     return result is not None and not any(faults(result, _bring))

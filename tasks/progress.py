@@ -61,7 +61,9 @@ def _log(news: News) -> None:
     from prefect.logging import get_logger
 
     log = get_logger("rnnlm")
-    if news.warning:
+    if news.done:
+        log.info("%s: %s", f"{news.stage} {news.cell}".strip(), news.done)
+    elif news.warning:
         log.warning("%s %s: %s", news.stage, news.cell, news.warning)
     elif news.epoch is not None and not news.earlier:
         epoch = news.epoch

@@ -4,6 +4,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,14 +16,23 @@ NAMED: Final[dict[str, Kind]] = {"cell": "cell", "level": "tokenizer", "normaliz
 """The arguments of stages that name what another package may bring; later stages know it from what they are handed."""
 
 
-def others_digests(inputs: dict[str, Any]) -> dict[str, str]:
-    """Return digests of the code of what the inputs of a stage name and other packages bring."""
+def others_digests(inputs: dict[str, Any], *, now: bool = False) -> dict[str, str]:
+    """Return digests of the code of what the inputs of a stage name and other packages bring.
+
+    They are those of the first look of this process, which has imported that; with `now` the files are read again.
+    """
     named = ((kind, inputs.get(argument)) for argument, kind in NAMED.items())
-    return digests({kind: name for kind, name in named if isinstance(name, str) and name not in OWN_NAMES[kind]})
+    others = {kind: name for kind, name in named if isinstance(name, str) and name not in OWN_NAMES[kind]}
+    return digests(others, now=now)
 
 
 @functools.cache
 def source_digest(module: str) -> str:
+    """Return the digest of a core module and of all that it imports, as it was at the first look of this process."""
+    return present_digest(module)
+
+
+def present_digest(module: str) -> str:
     """Return the digest of a core module and of every core module it imports, directly or not, native kernels too."""
     digest = hashlib.sha256()
     for name in sorted(_with_imports(module)):
@@ -40,8 +50,13 @@ def _with_imports(module: str) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting.extend(_imports(_source(name).read_bytes()))
+            with _parsing:
+                waiting.extend(_imports(_source(name).read_bytes()))
     return found
+
+
+_parsing = threading.Lock()
+"""Parsing in several threads at once fails in Python 3.11 (gh-106905)."""
 
 
 @functools.cache

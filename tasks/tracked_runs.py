@@ -84,7 +84,7 @@ def tracked_cells(corpus: str = "", last: int = 20) -> list[TrackedRun]:
 
 
 def find_model_run(reference: str) -> TrackedRun:
-    """Return the run a model reference names: a cell name of the last run, or a run id."""
+    """Return the run a model reference names: a cell, of the newest run that has it, or a run id."""
     if NAME.fullmatch(reference):  # a cell, of a package that is not installed any more perhaps
         query = f"tags.`rnnlm.kind` = 'pipeline' AND tags.`rnnlm.child.{reference}` != ''"
         parent = newest(query)
@@ -99,15 +99,23 @@ def find_model_run(reference: str) -> TrackedRun:
             raise unreachable(error) from error
         cells = known_names("cell")
         meant = suggestion(reference, cells)
-        remedy = f"give a cell of the last run ({', '.join(cells)}), a run id, or models:/NAME@ALIAS"
+        remedy = f"give a cell ({', '.join(cells)}), a run id, or models:/NAME@ALIAS"
         remedy = meant if meant.startswith("did you mean") else remedy
         raise DataError("no such model", reference, remedy) from error
 
 
 def text_of(run: TrackedRun) -> str:
-    """Return the digest of the text that a cell was trained on, "" if that is not known here."""
-    parent = run.tags.get("mlflow.parentRunId", "")
-    return str(client().get_run(parent).data.tags.get(TEXT, "")) if parent and run_exists(parent) else ""
+    """Return the digest of the text that a cell was trained on, "" if that is not known here.
+
+    It is noted by the run above: of a trial, by that of the whole sweep.
+    """
+    tags = run.tags
+    while TEXT not in tags:
+        parent = tags.get("mlflow.parentRunId", "")
+        if not parent or not run_exists(parent):
+            return ""
+        tags = client().get_run(parent).data.tags
+    return str(tags[TEXT])
 
 
 def last_trained_cells() -> list[TrackedRun]:

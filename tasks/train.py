@@ -13,7 +13,7 @@ from rnnlm_core.checkpoint import Checkpoints
 from rnnlm_core.config import NGRAM, ModelConfig, TrainConfig
 from rnnlm_core.corpus import Corpus
 from rnnlm_core.crashpoints import crashpoint
-from rnnlm_core.errors import Pruned, Stopped
+from rnnlm_core.errors import Pruned, ResourceError, Stopped
 from rnnlm_core.outcomes import Epoch, Trained
 from rnnlm_core.store import Handle
 from rnnlm_core.train_process import train_in_child
@@ -21,7 +21,7 @@ from rnnlm_core.training_job import Job
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import BuiltVocabulary
 from tasks import progress, tracked_inputs, tracked_models, tracking, workspace
-from tasks.caching import cache_key, is_recorded, stage
+from tasks.caching import cache_key, is_edited, is_recorded, stage
 from tasks.locking import KernelLocks
 from tasks.places import cores_of_each, place
 from tasks.stopping import stop_requested
@@ -76,6 +76,12 @@ def train(
             told = f"goes on after epoch {epochs}" if epochs else "goes on in epoch 1"
             progress.publish(progress.News("train", flow.label(cell), done=told))
 
+        def on_begun() -> None:
+            # The child has read the sources anew: what another code makes must not go on from these checkpoints.
+            if is_edited({"cell": cell}, CORE):
+                told = "the code of a training has changed since this command began"
+                raise ResourceError(told, cell, "run the same command again")
+
         def on_epoch(fields: dict[str, Any]) -> None:
             epoch = read_epoch(fields)
             log.add(epoch, used)
@@ -105,6 +111,7 @@ def train(
                 used.update,
                 cores_of_each if config.processes == 1 else lambda: 1,
                 on_resumed,
+                on_begun,
             )
         except Stopped:
             if not enough or stop_requested.is_set():

@@ -15,7 +15,7 @@ CHOICES = ("train", "valid", "test", ALL)
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Option(help="A cell (gru: the newest one), an MLflow run id, or models:/NAME@ALIAS.")],
     corpus: Annotated[str, typer.Option(help="A name (`rnnlm corpora`), a path or an http(s) address.")],
     split: Annotated[str, typer.Option(help="train, valid or test of the text, or `all` of it.")] = "test",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as JSON.")] = None,
@@ -45,9 +45,10 @@ def evaluate(
     if split == ALL and given:
         raise UsageError("a text in three files has no `all`", source.name, "use train, valid or test")
     text = download(source, store)
-    if run is None:
-        warn("the run that trained this model is not known here: it may have read parts of this text")
-    if run is not None and split != ALL and tracked_runs.text_of(run) == text.handle.sha256:
+    own_text = tracked_runs.text_of(run) if run is not None else ""
+    if not own_text:
+        warn("what this model was trained on is not known here: it may have read parts of this text")
+    if run is not None and split != ALL and own_text == text.handle.sha256:
         own = Handle("corpus", run.tags["rnnlm.corpus_sha256"])
         if fault := store.bring(own):
             what = f"the corpus that this model was trained on {fault}"

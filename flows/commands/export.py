@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.generate import load
+from flows.commands.generate import load_tracked, tell_whose
 from flows.commands.screen import check_writable, news_on_screen
 
 
 def export(
-    model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Option(help="A cell (gru: the newest one), an MLflow run id, or models:/NAME@ALIAS.")],
     output: Annotated[Path, typer.Option(help="Where to put the ONNX file.")],
 ) -> None:
     """Write a trained model as an ONNX file, checked against the model before it is written."""
@@ -20,7 +20,8 @@ def export(
 
     check_installed()
     with news_on_screen():
-        saved = load(model)
+        saved, run = load_tracked(model)
+    tell_whose(model, run)
     data = export_onnx(saved)
     difference = check_onnx(data, saved)
     write_atomically(output.resolve(), data)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Option(help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Option(help="A cell (gru: the newest one), an MLflow run id, or models:/NAME@ALIAS.")],
     prefix: Annotated[list[str], typer.Option(help="Text to continue; several are continued as one batch.")],
     length: Annotated[int, typer.Option(help="Tokens to add (1 to 10000).")] = 200,
     temperature: Annotated[float, typer.Option(help="0 = greedy; above, the text gets freer (up to 5).")] = 0.0,
@@ -69,28 +69,25 @@ def generate(
     else:
         pieces = iter(["\n".join(sample.text for sample in continue_texts(saved, prefix, config, warn))])
     for number, piece in enumerate(pieces):
-        if number == 0 and run is not None and model == saved.model.cell:
-            _tell_whose(run)
+        if number == 0:
+            tell_whose(model, run)
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
 
 
-def _tell_whose(run: "TrackedRun") -> None:
-    """Say what a bare cell has turned out to be: the last run decides, whatever its text was."""
+def tell_whose(reference: str, run: "TrackedRun | None") -> None:
+    """Say what a bare cell has turned out to be: the newest one, whatever its text was."""
+    if run is None or reference != run.tags.get("rnnlm.cell"):
+        return
     from flows.tables import moment
 
     text = one_line(run.tags.get("rnnlm.corpus", "?"))
     typer.echo(f"{run.tags['rnnlm.cell']} of {text}, trained {moment(run.started)}", err=True)
 
 
-def load(reference: str) -> "SavedModel":
-    """Return the model a reference names: from the store, or from MLflow's copy of it."""
-    return load_tracked(reference)[0]
-
-
 def load_tracked(reference: str) -> "tuple[SavedModel, TrackedRun | None]":
-    """Return the model a reference names, and the run that trained it if that is tracked here."""
+    """Return the model a reference names (the store's or MLflow's copy), and the run that trained it, if known."""
     from tasks import workspace
 
     workspace.prepare_environment()

@@ -31,7 +31,7 @@ def models(
 
 def promote(
     reference: Annotated[
-        str, typer.Argument(help="A cell of the last run (gru), an MLflow run id, or NAME/VERSION.", metavar="REF")
+        str, typer.Argument(help="A cell (gru: the newest one), an MLflow run id, or NAME/VERSION.", metavar="REF")
     ] = "",
     force: Annotated[
         bool, typer.Option("--force", metavar="", help="Move the champion even against the rule.")

@@ -17,10 +17,9 @@ from rnnlm_core.errors import ResourceError, one_line
 
 
 def show(table: Any) -> None:
-    from rich.console import Console
+    from flows.tables import plain_console
 
-    # As wide as it is: a terminal wraps what a table that shrinks would hide. Tokens and names are shown as they are.
-    Console(width=1000, highlight=False, markup=False, emoji=False).print(table)
+    plain_console().print(table)  # as wide as it is: a terminal wraps what a table that shrinks would hide
 
 
 def terminal_width() -> int | None:

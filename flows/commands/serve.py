@@ -17,7 +17,7 @@ def serve(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cell of the last run (gru), an MLflow run id, or models:/NAME@ALIAS; may be repeated.",
+            help="A cell (gru: the newest one), an MLflow run id, or models:/NAME@ALIAS; may be repeated.",
             show_default="the cells of the last run",
         ),
     ] = None,

@@ -1,7 +1,9 @@
 """The models that are served: each with its name and what `/models` says about it."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rnnlm_core.config import GenerateConfig
@@ -10,7 +12,7 @@ from rnnlm_core.generate import Check, known_opening, prefix_tokens, stream_text
 from rnnlm_core.model import LanguageModel, num_parameters
 from rnnlm_core.saved_model import SavedModel
 from rnnlm_core.score import score_texts
-from rnnlm_core.store import Handle
+from rnnlm_core.store import Handle, Store
 from tasks import workspace
 from tasks.tracked_runs import TrackedRun
 
@@ -20,7 +22,7 @@ class ModelFacts:
     """What is known of a served model: the `name` that requests use, the MLflow run of its training, its figures (those
     that the run does not have are null; bits per character on the evaluated split), its shape: of a network, or the
     order of n-grams, of which `parameters` then says how many there are, and how a text of its kind may begin: as the
-    evaluated split does, empty if that is not on this machine."""
+    evaluated split does, empty if that is not on this machine or begins with nothing that can be typed."""
 
     name: str
     cell: str
@@ -86,9 +88,15 @@ def served_model(name: str, saved: SavedModel, run: TrackedRun | None) -> Served
 def _beginning(saved: SavedModel, run: TrackedRun | None) -> str:
     digest = run.tags.get("rnnlm.corpus_sha256", "") if run is not None else ""
     corpus, store = Handle("corpus", digest), workspace.store()
-    if run is None or not digest or store.fault(corpus):
+    if run is None or not digest or _fault(str(store.root), corpus):
         return ""
     return known_opening(saved, store.path(corpus), run.tags.get("rnnlm.evaluated_split", "test"))
+
+
+@functools.cache
+def _fault(root: str, corpus: Handle) -> str:
+    """Return what is wrong with a corpus; the cells of a run have one together."""
+    return Store(Path(root)).fault(corpus)
 
 
 def continuation(saved: SavedModel, prefix: str, config: GenerateConfig, check: Check) -> Iterator[dict[str, str]]:

@@ -191,7 +191,9 @@ def test_every_file_of_a_package_and_its_version_count(tmp_path: Path) -> None:
     (package / "__pycache__" / "a.pyc").write_text("compiled")
     assert digest() == first
     (package / "words.txt").write_text("two")
-    assert digest() != first
+    assert one.digest() == first  # what this process has begun with
+    assert one.digest(now=True) != first
+    assert digest() == one.digest(now=True)
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "normalizer"])

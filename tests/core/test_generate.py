@@ -22,6 +22,7 @@ from rnnlm_core.generate import (
     continue_text,
     continue_texts,
     generate,
+    known_opening,
     opening,
     prefix_tokens,
     probabilities,
@@ -506,6 +507,29 @@ def test_without_prefix_the_split_opens(level: str, split: str, build: Any, char
     assert sample.prefix == expected
     assert sample.text.startswith(expected)
     assert opening(load_model(store.open(handle)), store.open(built.corpus), split) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "begins"),
+    [
+        ("abc abc " * 20, "char", "abc abc "),
+        (" \n abc abc " * 20, "char", "abc a"),
+        ("想要有" * 50, "byte", "想要"),  # of the third character there are two bytes
+        ("?b a b " * 20, "word", "?b a b ?b a b ?b a"),
+    ],
+)
+def test_an_opening_that_can_be_typed(text: str, level: str, begins: str, build: Any, store: Store) -> None:
+    built = build(text, level=level)
+    assert (
+        known_opening(load_model(store.open(publish(store, built, level))), store.open(built.corpus), "train") == begins
+    )
+
+
+def test_an_opening_that_can_be_typed_begins_with_the_first_known_token(build: Any, store: Store) -> None:
+    built = build("ab" * 40 + "xayb" * 5)  # x and y are in no training text
+    saved = load_model(store.open(publish(store, built, "char")))
+    assert opening(saved, store.open(built.corpus), "test").startswith("<unk>b<unk>a")
+    assert known_opening(saved, store.open(built.corpus), "test") == "b"
 
 
 def test_a_split_that_opens_with_unknown_characters_is_read_as_its_tokens(build: Any, store: Store) -> None:

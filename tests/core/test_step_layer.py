@@ -190,10 +190,16 @@ class Without(Simple):
     [
         ({"num_gates": None}, "must have `num_gates`, a whole number"),
         ({"num_states": 0}, "at least one of `num_states`"),
+        ({"num_states": "2"}, "at least one of `num_states`"),
+        ({"num_states": 1.5}, "at least one of `num_states`"),
+        ({"shapes": staticmethod(lambda *_: 1 / 0)}, r"must name what it trains, with shapes: .*ZeroDivisionError"),
+        ({"shapes": staticmethod(lambda *_: [(2, 2)])}, "must name what it trains, with shapes: .*AttributeError"),
+        ({"shapes": staticmethod(lambda *_: {"keys": (2,)})}, "must name what it trains, with shapes: .*KeyError"),
+        ({"shapes": staticmethod(lambda *_: {"U": (-1, 2)})}, "must name what it trains, with shapes: .*RuntimeError"),
         ({"num_gates": 0, "shapes": staticmethod(lambda *_: {})}, "must have something to train"),
         ({"num_states": 2}, r"a step of the cell failed.*ValueError"),
         ({"step": staticmethod(lambda _, state, **__: state[0])}, "must return a tuple of 1 x .* returns .*Tensor"),
-        ({"step": staticmethod(lambda _, state, **__: (state[0][:1],))}, r"returns \[\(1, 5\)\]"),
+        ({"step": staticmethod(lambda _, state, **__: (state[0][:1],))}, r"returns \[\(1, 2\)\]"),
     ],
 )
 def test_a_cell_that_is_none_is_told_before_it_trains(
@@ -203,7 +209,38 @@ def test_a_cell_that_is_none_is_told_before_it_trains(
         monkeypatch.setattr(Without, name, value, raising=False)
     monkeypatch.setenv(VARIABLE, f"cell:without={Without.__module__}:Without")
     with pytest.raises(UsageError, match=told):
-        LanguageModel("without", V, ModelConfig(hidden_size=HIDDEN))
+        find_cell("without")
+
+
+def test_a_cell_is_tried_without_a_trace() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    find_cell("long")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Independent(Cell):
+    """One weight per unit, which weight drop leaves alone (Li et al. 2018)."""
+
+    num_gates = 1
+
+    @staticmethod
+    def shapes(input_size: int, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        return {"u": (hidden_size,)}
+
+    @staticmethod
+    def step(inputs: Tensor, state: State, u: Tensor) -> State:
+        return ((inputs + u * state[0]).relu(),)
+
+
+def test_weight_drop_has_no_effect_on_a_cell_without_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"cell:alone={Independent.__module__}:Independent,cell:simple={__name__}:Simple")
+    changes = {"cells": "alone", "model.weight_drop": "0.5"}
+    with pytest.raises(ConfigError, match=r"`model\.weight_drop` has no effect on cells without recurrent matrices"):
+        override(RunConfig(), changes)
+    for cells in ("alone,simple", "alone,gru"):
+        override(RunConfig(), changes | {"cells": cells})
+    override(RunConfig(), {"cells": "alone"})
 
 
 def test_an_option_of_our_own_cells_has_no_effect_on_them() -> None:

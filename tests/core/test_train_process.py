@@ -101,6 +101,17 @@ def test_a_stopped_child_keeps_its_checkpoint_and_the_next_ends_as_training_here
     assert result | clock == expected | clock
 
 
+def test_a_child_whose_code_is_refused_leaves_no_checkpoint(job: Job, store: Store) -> None:
+    def refuse() -> None:
+        raise ResourceError("not this code", "gru", "take the other")
+
+    epochs: list[dict[str, Any]] = []
+    with pytest.raises(ResourceError, match="not this code: gru: take the other"):
+        train_in_child(job, epochs.append, never, silent, begun=refuse)
+    assert epochs == []
+    assert Checkpoints(store, "child").load() == (None, [])
+
+
 def test_a_killed_child_is_told_with_its_signal_and_leaves_its_checkpoint(
     job: Job, store: Store, before_child: Callable[[str], None]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.language_model import language_model
-from tasks import tracked_runs, workspace
+from tasks import caching, tracked_runs, workspace
 from tasks.progress import News
 from tasks.tracking_database import client
 
@@ -278,3 +278,19 @@ def test_records_that_do_not_fit_on_the_disk_are_told_and_made_by_the_next_run(
     third = run()
     assert third["tasks"] == {"executed": 0, "cached": 9}
     assert first["cells"]["rnn"]["test_perplexity"] == third["cells"]["rnn"]["test_perplexity"]
+
+
+def test_what_was_made_while_its_code_changed_is_not_kept(
+    run: Run, heard: list[News], train_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = caching.present_digest
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "present_digest", lambda module: present(module) + "?" * module.endswith(".tokenize"))
+        run()
+    told = "tokenize: its code has changed since this command began: the next run does it again"
+    assert [news.warning for news in heard if news.warning] == [told]
+    heard.clear()
+    run()
+    assert stages(heard) == {"tokenize"}
+    run()
+    assert stages(heard) == set()

@@ -316,7 +316,7 @@ def test_generate_prints_the_continuation_and_nothing_else(
     answer = rnnlm("generate", "--model", model, "--prefix", "the ", "--length", "10", "--temperature", "0.5")
     assert answer.code == 0, answer
     assert answer.out == trained.summary["cells"]["gru"]["samples"][0] + "\n"
-    # A bare cell is that of the last run, whatever its text was: it is said whose.
+    # A bare cell is the newest one, whatever its text was: it is said whose.
     whose = r"gru of book\.txt, trained \d{4}-\d\d-\d\d \d\d:\d\d\n" if reference == "cell" else ""
     assert re.fullmatch(whose, answer.err)
 
@@ -468,7 +468,7 @@ def test_unknown_characters_of_a_prefix_are_refused_or_mapped(rnnlm: Callable[..
     ("reference", "parts"),
     [
         ("gruu", ["no such model: gruu: did you mean gru? (known: rnn, gru, lstm, ngram)"]),
-        ("mine", ["no such model: mine: give a cell of the last run (rnn, gru, lstm, ngram), a run id, or models:/"]),
+        ("mine", ["no such model: mine: give a cell (rnn, gru, lstm, ngram), a run id, or models:/"]),
         ("models:/nobody@champion", ["no such model: models:/nobody@champion"]),
     ],
 )

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows import tables
 from flows.commands import screen
-from flows.comparison import COLUMNS, ORDERS, CellFigures, markdown_table, of_runs, sorted_by
+from flows.comparison import COLUMNS, ORDERS, CellFigures, implementation_of, markdown_table, of_runs, sorted_by
 from flows.summary import CellSummary, PartlyDoneError, RegisteredCell, RunSummary
 from tasks.tracked_runs import TrackedRun
 from tasks.wording import figure
@@ -140,6 +140,21 @@ def test_a_narrow_terminal_gets_the_columns_that_fit_and_is_told_which_do_not(wi
     assert narrow.caption == f"left out for want of width: {', '.join(left_out)} (all are in --json FILE)"
     assert [name for name in every if name not in left_out] == shown
     assert tables.runs_table(cells, 500).caption is None
+
+
+def test_a_name_with_brackets_is_as_wide_as_it_is_shown() -> None:
+    tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "[draft] :smile: [/odd] novel.txt"}
+    cells = of_runs([TrackedRun("0a1b" * 8, "FINISHED", 0.0, tags, {}, {})], set())
+    console = tables.plain_console()
+    with console.capture() as captured:
+        console.print(tables.runs_table(cells))
+    widest = max(map(len, captured.get().splitlines()))
+    assert tables.table_width(tables.runs_table(cells)) == widest
+
+
+def test_a_cell_of_another_package_is_written_as_a_step() -> None:
+    shown = [implementation_of(cell, "concise") for cell in ("gru", "ngram", "mgu")]
+    assert shown == ["concise", "–", "step"]
 
 
 def test_runs_are_sorted_by_date_or_by_perplexity_and_those_without_come_last() -> None:

@@ -114,7 +114,9 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Train in this process, without the seconds a child takes to start; return the cells trained, in order."""
     trained: list[str] = []
 
-    def train(job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any, cores: Any, resumed: Any) -> Any:
+    def train(
+        job: Job, on_epoch: Any, should_stop: Any, warn: Any, usage: Any, cores: Any, resumed: Any, _: Any
+    ) -> Any:
         trained.append(job.cell)
         torch.set_num_threads(1)
         result = train_core(

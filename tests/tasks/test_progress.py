@@ -67,7 +67,14 @@ def test_without_listener_warnings_and_epochs_go_to_the_log(log: pytest.LogCaptu
     assert messages(log) == [
         ("WARNING", "cache gru: artifact is missing"),
         ("INFO", "train gru: epoch 2/5, train perplexity 7.389, valid perplexity -, 1234 tokens/s"),
+        ("INFO", "train gru: done"),
     ]
+
+
+def test_an_epoch_from_before_an_interruption_is_not_logged_again(log: pytest.LogCaptureFixture) -> None:
+    progress.publish(News("train", "gru", done="goes on after epoch 2"))
+    progress.publish(News("train", "gru", epoch=EPOCH, earlier=True))
+    assert messages(log) == [("INFO", "train gru: goes on after epoch 2")]
 
 
 def test_with_a_listener_the_log_stays_silent(log: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.commands.generate import load
+from flows.commands.generate import load_tracked
 from rnnlm_core.config import EvaluateConfig, ModelConfig, TokenizerConfig, TrainConfig
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import IntegrityError
@@ -130,7 +130,7 @@ def test_a_moved_home_works_again_when_mlflow_knows_the_new_places(kept: Kept, m
     )
     assert tracked_models.predict(run.data.tags["rnnlm.model_uri"], ["the "], length=5) == kept.sample
     assert mlflow.pyfunc.load_model("models:/rnnlm-text/1").predict(["the "], params={"length": 5}) == kept.sample
-    assert {load(name).about["best_epoch"] for name in (kept.training.run_id, "models:/rnnlm-text/1")} == {1}
+    assert {load_tracked(name)[0].about["best_epoch"] for name in (kept.training.run_id, "models:/rnnlm-text/1")} == {1}
     source = mlflow.data.get_source(run.inputs.dataset_inputs[0])
     assert (Path(source.load()) / "train.parquet").is_relative_to(moved)
     assert list(health.verify()) == []

@@ -28,7 +28,7 @@ def test_a_model_reference_is_a_run_id_or_a_cell_of_the_last_run(home: Path) -> 
     assert tracked_runs.find_model_run(ids[0]).run_id == ids[0]
     with pytest.raises(DataError, match="no trained model: lstm: train one first with `rnnlm run`"):
         tracked_runs.find_model_run("lstm")
-    with pytest.raises(DataError, match="no such model: nonsense: give a cell of the last run"):
+    with pytest.raises(DataError, match="no such model: nonsense: give a cell "):
         tracked_runs.find_model_run("nonsense")
 
 
@@ -78,3 +78,17 @@ def test_finished_cells_are_those_of_one_preset_and_cell_newest_first(home: Path
     assert found[0].parameters["model.hidden_size"] == "8"
     assert found[0].parameters["cell"] == "gru"
     assert tracked_runs.finished_cells("it's nobody's", "gru") == []
+
+
+def test_the_text_of_a_cell_is_noted_by_a_run_above_it(home: Path) -> None:
+    with open_parent() as flow:
+        with tracking.child_run(flow, "gru", "key", {}) as cell:
+            pass
+        with tracking.child_run(replace(flow, parent_run_id=cell), "gru", "key-2", {}) as below:  # as of a trial
+            pass
+        runs = [tracked_runs.find_model_run(run_id) for run_id in (cell, below)]
+        assert [tracked_runs.text_of(run) for run in runs] == ["", ""]
+        tracking.set_tags(flow.parent_run_id, {tracked_runs.TEXT: "a" * 64})
+        assert [tracked_runs.text_of(run) for run in runs] == ["a" * 64] * 2
+        client().delete_run(cell)
+        assert [tracked_runs.text_of(run) for run in runs] == ["a" * 64, ""]

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,6 +69,24 @@ def test_the_child_gets_the_slice_of_the_config_and_one_thread(
     assert job.threads == 1
     assert job.key.startswith("train-")
     assert status(child_of(parent)) == "FAILED"
+
+
+def test_a_training_does_not_begin_with_other_code_than_its_command(
+    parent: FlowRun, built: Any, train_model: Any, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def is_edited(inputs: dict[str, Any], module: str) -> bool:
+        asked.append(inputs)
+        return module == "rnnlm_core.train"
+
+    monkeypatch.setattr(train_stage, "is_edited", is_edited)
+    with pytest.raises(ResourceError, match="the code of a training has changed since this command began: rnn: run"):
+        train.fn("rnn", built.corpus, built.vocabulary, train_model, SHORT, parent)
+    assert asked == [{"cell": "rnn"}]
+    assert status(child_of(parent)) == "FAILED"
+    assert list((home / "artifacts").rglob("state.safetensors")) == []
+    assert trainings() == []
 
 
 def trainings() -> list[psutil.Process]:
