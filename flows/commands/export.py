@@ -21,9 +21,9 @@ def export(
     check_installed()
     with news_on_screen():
         saved, run = load_tracked(model)
-    tell_whose(model, run)
     data = export_onnx(saved)
     difference = check_onnx(data, saved)
+    tell_whose(model, run)
     write_atomically(output.resolve(), data)
     typer.echo(f"{output}: {len(data):,} bytes, {saved.model.cell}, {len(saved.vocabulary):,} {saved.tokenizer.noun}")
     typer.echo(f"largest difference of a logit from the model: {difference:.2g}")
