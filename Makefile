@@ -99,6 +99,6 @@ down: $(STAMP)  ## end what `rnnlm up --detach` has started
 
 ui: $(STAMP)  ## both user interfaces on loopback, until Ctrl-C
 	@echo "MLflow:  http://127.0.0.1:5000/#/experiments/1/runs"; echo "Prefect: http://127.0.0.1:4200"; echo "both answer in a few seconds, until Ctrl-C"; \
-	$(BIN)/prefect server start --host 127.0.0.1 & prefect=$$!; trap 'kill $$prefect' EXIT; \
+	$(BIN)/prefect server start --host 127.0.0.1 & prefect=$$!; trap 'kill $$prefect 2>/dev/null' EXIT; \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	$(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db

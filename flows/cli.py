@@ -98,6 +98,9 @@ def _main() -> None:
             _fail(f"{told}: start it again, then run the same command again", ResourceError.exit_code)
         raise
     if code == INTERRUPTED:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Prefect sends its last events; asked again, it would not end sooner
         _fail("interrupted: run the same command again to go on", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -19,7 +19,7 @@ from flows.language_model import language_model
 from flows.parameters import Cells, Changes, Preset, Text, Tolerance
 from flows.summary import PartlyDoneError
 from flows.text_stages import bring_tokens
-from rnnlm_core.champion import knows_fewer
+from rnnlm_core.champion import decide, knows_fewer
 from rnnlm_core.config import RunConfig
 from rnnlm_core.download import resolve
 from rnnlm_core.errors import DataError, UsageError
@@ -145,9 +145,12 @@ def _outcome(summary: dict[str, Any], before: Version | None, config: RunConfig,
     ours = version.valid_perplexity
     if verdict == KEPT and theirs is not None and ours is not None and not ours <= theirs * (1 + tolerance):
         verdict = REGRESSION
+    reason = version.reason
+    if verdict in (KEPT, REGRESSION) and rival is not None and _same_corpus(rival, version):
+        reason = decide(version.candidate, rival.candidate).reason  # what it says may be of its own time as champion
     return Outcome(
         verdict=verdict,
-        reason=version.reason,
+        reason=reason,
         model=name,
         version=number,
         perplexity=ours,

@@ -7,6 +7,7 @@ standard input closes.
 
 import atexit
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -115,7 +116,8 @@ class OwnApi(Api):
             self.process, _port = _start_server(self.port)
 
     def stop(self) -> None:
-        """End the server and wait for it."""
+        """End the server and wait for it; Ctrl-C ends the waiting."""
+        signal.signal(signal.SIGINT, lambda *_: self.process.kill())
         self.stopping.set()
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -131,6 +133,9 @@ class OwnApi(Api):
             self.process.kill()
             self.process.wait()
         _close_pipes(self.process)
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # nothing is left to end: the exit code is to be that of the command
 
 
 def _start_server(port: int) -> "tuple[subprocess.Popen[str], int]":

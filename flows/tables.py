@@ -28,10 +28,12 @@ NUMBERS = (
 )  # fmt: skip
 
 LESS_WANTED = (
-    "implementation", "tokens/s", "parameters", "bits/char", "minutes", "preset", "train", "status", "dynamic",
-    "champion", "corpus", "valid",
+    "implementation", "tokens/s", "parameters", "bits/char", "minutes", "train", "status", "preset", "dynamic",
+    "started", "champion", "valid",
 )  # fmt: skip
 """Columns of the tracked runs in the order in which a terminal that is too narrow does without them."""
+LESS_WANTED_OF_VERSIONS = ("why (not)", "registered", "text", "test")
+"""The same of the registered versions."""
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -80,18 +82,24 @@ def runs_table(cells: Sequence[TrackedCell], width: int | None = None) -> Table:
         }
         for cell in cells
     ]
-    left_out = [head for head in LESS_WANTED if head in heads]
+    return _fitting(heads, rows, width, LESS_WANTED, " (all are in --json FILE)")
+
+
+def _fitting(
+    heads: list[str], rows: Sequence[dict[str, str]], width: int | None, less_wanted: Sequence[str], advice: str = ""
+) -> Table:
+    """Return a table without the `less_wanted` columns that `width` has no room for, which its caption names."""
+    left_out = [head for head in less_wanted if head in heads]
     dropped: list[str] = []
     while True:
-        table = plain_table(*heads)
+        table = plain_table(*(head for head in heads if head not in dropped))
         for row in rows:
-            table.add_row(*(row[head] for head in heads))
+            table.add_row(*(row[head] for head in heads if head not in dropped))
         if dropped:
-            table.caption = f"left out for want of width: {', '.join(dropped)} (all are in --json FILE)"
-        if width is None or not left_out or table_width(table) <= width:
+            table.caption = f"left out for want of width: {', '.join(dropped)}{advice}"
+        if width is None or len(dropped) == len(left_out) or table_width(table) <= width:
             return table
-        dropped.append(left_out.pop(0))
-        heads.remove(dropped[-1])
+        dropped.append(left_out[len(dropped)])
 
 
 def plain_console() -> Console:
@@ -104,22 +112,24 @@ def table_width(table: Table) -> int:
     return plain_console().measure(table).maximum
 
 
-def versions_table(versions: Sequence[Version]) -> Table:
+def versions_table(versions: Sequence[Version], width: int | None = None) -> Table:
     """Return the versions of registered models, one line each, with what tells why (not) the champion."""
-    table = plain_table("model", "text", "version", "cell", "valid", "test", "registered", "champion", "why (not)")
-    for one in versions:
-        table.add_row(
-            one.name,
-            one_line(one.tags.get("rnnlm.corpus", "")),
-            str(one.number),
-            one.cell,
-            figure(one.valid_perplexity),
-            figure(one.test_perplexity),
-            moment(one.created),
-            "yes" if one.champion else "",
-            one_line(one.reason),
-        )
-    return table
+    heads = ["model", "text", "version", "cell", "valid", "test", "registered", "champion", "why (not)"]
+    rows = [
+        {
+            "model": one.name,
+            "text": one_line(one.tags.get("rnnlm.corpus", "")),
+            "version": str(one.number),
+            "cell": one.cell,
+            "valid": figure(one.valid_perplexity),
+            "test": figure(one.test_perplexity),
+            "registered": moment(one.created),
+            "champion": "yes" if one.champion else "",
+            "why (not)": one_line(one.reason),
+        }
+        for one in versions
+    ]
+    return _fitting(heads, rows, width, LESS_WANTED_OF_VERSIONS, " (`rnnlm models | less -S` has all)")
 
 
 def moment(seconds: float) -> str:

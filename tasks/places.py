@@ -106,7 +106,7 @@ def _taken(queue: str, take: Callable[[list[Place]], bool], label: str) -> Itera
                     raise Stopped("training stopped", label or queue, "run the same command again to go on")
                 if not told and not own.held and time.monotonic() - started > TELL_SECONDS:
                     told = True
-                    progress.warn("train", "others train on this machine: waiting for a place", label)
+                    progress.warn("train", "all places of this machine are taken by trainings: waiting for one", label)
                 time.sleep(POLL_SECONDS)
             own.held.extend(taken)
         finally:

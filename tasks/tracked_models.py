@@ -144,7 +144,9 @@ def model_files(uri: str) -> Path:
         with own_errors():
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except MlflowException as error:
-        raise DataError("no such model", uri, "`rnnlm compare` lists the runs there are") from error
+        raise DataError(
+            "no such model", uri, "`rnnlm models` lists what is registered, `rnnlm compare` the runs"
+        ) from error
     found = [path for path in folder.glob("artifacts/*") if path.is_dir()]  # called as the folder that was logged
     if len(found) != 1:
         raise DataError("not a model of rnnlm", uri, "`rnnlm compare` lists the runs that have one")

@@ -28,7 +28,9 @@ def generate(
     ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens that occurred are less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Token that ends the text; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the same text again (with temperature above 0).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Another number draws another text (at temperature above 0).", show_default="0")
+    ] = None,
     unknown: Annotated[
         str, typer.Option(help="Prefix tokens outside the vocabulary: `map` to <unk>, or `error`.")
     ] = "error",

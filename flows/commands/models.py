@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.screen import news_on_screen, show
+from flows.commands.generate import tell_whose
+from flows.commands.screen import news_on_screen, show, terminal_width
 from rnnlm_core.errors import UsageError
 
 VERSION = re.compile(r"(?:models:/)?([^/@:]+)/(\d+)")
@@ -26,7 +27,7 @@ def models(
     if not found:
         typer.echo("no registered models: train with `rnnlm run`", err=True)
         return
-    show(versions_table(found))
+    show(versions_table(found, terminal_width()))
 
 
 def promote(
@@ -61,7 +62,9 @@ def promote(
         elif "@" in reference:
             raise UsageError("an alias is no version", reference, "give NAME/VERSION, as `rnnlm models` lists them")
         else:
-            version = tracked_champion.enrol(tracked_runs.find_model_run(reference).run_id)
+            run = tracked_runs.find_model_run(reference)
+            tell_whose(reference, run)
+            version = tracked_champion.enrol(run.run_id)
             name, number = version.name, version.number
         verdict = tracked_champion.promote(name, number, force=force)
     if not (verdict.wins or force):

@@ -15,7 +15,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the runs to this file as JSON.")] = None,
 ) -> None:
     """Print the table of tracked runs, newest first."""
-    from rnnlm_core.errors import unknown_name
+    from rnnlm_core.errors import suggestion, unknown_name
     from tasks import workspace
 
     workspace.prepare_environment()
@@ -34,8 +34,11 @@ def compare(
     if json_file is not None:
         write_json(json_file, {"runs": [cell.as_json() for cell in cells]})
     if not cells:
-        where = f" on corpus {corpus}" if corpus else ""
-        typer.echo(f"no tracked runs{where}: train with `rnnlm run`", err=True)
+        there = sorted({run.tags["rnnlm.corpus"] for run in tracked_cells(last=1000) if "rnnlm.corpus" in run.tags})
+        if corpus and there:
+            typer.echo(f"no tracked runs on corpus {corpus}: {suggestion(corpus, there)}", err=True)
+        else:
+            typer.echo("no tracked runs: train with `rnnlm run`", err=True)
         return
     show(runs_table(cells, terminal_width()))
 

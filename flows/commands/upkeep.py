@@ -56,7 +56,8 @@ def doctor(
     with news_on_screen():
         _relocate(dry_run)
     if dry_run:
-        _show_faults(remote)
+        if not _show_faults(remote):
+            typer.echo("nothing is damaged", err=True)
         return
     with flows_ready():
         from tasks import health

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flows import retrain as retrain_module
+from flows.language_model import language_model
 from flows.retrain import retrain
 from flows.summary import PartlyDoneError
 from flows.watch_corpus import watch_corpus
@@ -115,6 +116,17 @@ def test_a_champion_whose_files_are_gone_is_not_compared(again: Callable[..., di
     assert kept["verdict"] == "kept"
     assert "its model is not here" in kept["reason"]
     assert tracked_registry.champions()["rnnlm-text.txt"].number == 1
+
+
+def test_a_former_champion_is_told_why_it_is_none_now(
+    again: Callable[..., dict[str, Any]], home: Path, text: Path, train_here: list[str]
+) -> None:
+    for epochs in (1, 6):  # not by the flow that tells verdicts
+        language_model("smoke", str(text), ["rnn"], {**TINY, "train.epochs": epochs})
+    outcome = again(train__epochs=1)
+    assert outcome["verdict"] == "regression"
+    assert outcome["champion"] == 2
+    assert "is not below champion's" in outcome["reason"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from flows import tables
 from flows.commands import screen
 from flows.comparison import COLUMNS, ORDERS, CellFigures, implementation_of, markdown_table, of_runs, sorted_by
 from flows.summary import CellSummary, PartlyDoneError, RegisteredCell, RunSummary
+from tasks.tracked_registry import Version
 from tasks.tracked_runs import TrackedRun
 from tasks.wording import figure
 
@@ -134,12 +135,23 @@ def test_a_narrow_terminal_gets_the_columns_that_fit_and_is_told_which_do_not(wi
     whole, narrow = tables.runs_table(cells), tables.runs_table(cells, width)
     assert tables.table_width(narrow) <= width or width == 60
     shown, every = ([column.header for column in table.columns] for table in (narrow, whole))
-    assert {"started", "cell", "test", "run id"} <= set(shown)
+    assert {"cell", "test", "corpus", "run id"} <= set(shown)
     assert "implementation" not in shown
     left_out = [name for name in tables.LESS_WANTED if name in every and name not in shown]
     assert narrow.caption == f"left out for want of width: {', '.join(left_out)} (all are in --json FILE)"
     assert [name for name in every if name not in left_out] == shown
     assert tables.runs_table(cells, 500).caption is None
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_versions_fit_as_well(width: int) -> None:
+    tags = {"rnnlm.cell": "gru", "rnnlm.corpus": "text", "rnnlm.not_promoted": "valid perplexity 9.9 is not below " * 4}
+    versions = [Version("rnnlm-my-txt-0123456789", 1, "run", "models:/m-1", 0.0, False, tags)]
+    table = tables.versions_table(versions, width)
+    assert tables.table_width(table) <= width
+    assert table.caption is not None
+    assert table.caption.startswith("left out for want of width: why (not)")
+    assert tables.versions_table(versions).caption is None
 
 
 def test_a_name_with_brackets_is_as_wide_as_it_is_shown() -> None:

@@ -230,7 +230,7 @@ def test_the_places_of_a_home_are_those_of_all_its_processes(
         assert other.wait() < 0
     other.stdout.close()
     assert [(news.cell, news.warning) for news in heard] == [
-        ("gru", "others train on this machine: waiting for a place")
+        ("gru", "all places of this machine are taken by trainings: waiting for one")
     ]
 
 
