@@ -531,7 +531,7 @@ def test_compare_lists_the_cells_of_tracked_runs(rnnlm: Callable[..., Answer], t
     other = rnnlm("compare", "--corpus", "nobody's")
     assert other.code == 0
     assert other.out == ""
-    assert other.err == "no tracked runs on corpus nobody's: train with `rnnlm run`\n"
+    assert other.err == "no tracked runs on corpus nobody's: known: book.txt\n"
 
 
 @pytest.mark.parametrize(("command", "names"), [("presets", ["smoke", "quickstart"]), ("corpora", ["time-machine"])])
