@@ -133,9 +133,8 @@ class OwnApi(Api):
             self.process.kill()
             self.process.wait()
         _close_pipes(self.process)
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # nothing is left to end: the exit code is to be that of the command
+        # Nothing is left to end: the exit code is to be that of the command.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _start_server(port: int) -> "tuple[subprocess.Popen[str], int]":

@@ -220,9 +220,12 @@ _edited: set[str] = set()
 
 def is_edited(inputs: dict[str, Any], core_module: str) -> bool:
     """Whether the code behind a stage is not any more what this process has begun with."""
-    if present_digest(core_module) != source_digest(core_module):
+    try:
+        if present_digest(core_module) != source_digest(core_module):
+            return True
+        return others_digests(inputs, now=True) != others_digests(inputs)
+    except (OSError, SyntaxError, ValueError, ImportError):  # somebody is in the middle of an edit
         return True
-    return others_digests(inputs, now=True) != others_digests(inputs)
 
 
 def _record(key: str) -> Path:

@@ -75,6 +75,6 @@ def _imports(source: bytes) -> tuple[str, ...]:
 
 def _source(module: str) -> Path:
     spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(module)
     return Path(spec.origin)

@@ -219,6 +219,25 @@ def test_a_source_edit_leaves_the_digest_of_unrelated_modules(sources: Path) -> 
     assert digest_now("rnnlm_core.tokenize") == tokenizing
 
 
+@pytest.mark.parametrize(
+    ("harm", "edited"),
+    [
+        (lambda _: None, False),
+        (lambda core: edit(core / "train.py"), True),
+        (lambda core: edit(core / "presets.py"), False),
+        (lambda core: (core / "train.py").write_text("def half("), True),
+        (lambda core: (core / "train.py").write_bytes(b"\x00"), True),
+        (lambda core: (core / "train.py").write_text("import rnnlm_core.gone"), True),
+        (lambda core: (core / "train.py").unlink(), True),
+    ],
+)
+def test_code_that_is_not_what_the_process_began_with_is_noticed(
+    sources: Path, harm: Callable[[Path], None], edited: bool
+) -> None:
+    harm(sources)
+    assert caching.is_edited({"cell": "gru"}, CORE) == edited
+
+
 def test_a_record_comes_back_as_it_was(home: Path, text: Path, serializer: VerifiedSerializer) -> None:
     done = download.fn(resolve(str(text)))
     record = serializer.dumps(done)
