@@ -124,10 +124,6 @@ class OwnApi(Api):
         if not self.answered:
             self.process.kill()  # still importing: it has nothing to finish, and would not hear us
         try:
-            self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            print("ending Prefect's own server …", file=sys.stderr)
-        try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.generate import tell_whose
 from flows.commands.screen import news_on_screen, show, terminal_width
 from rnnlm_core.errors import UsageError
 
@@ -62,9 +61,7 @@ def promote(
         elif "@" in reference:
             raise UsageError("an alias is no version", reference, "give NAME/VERSION, as `rnnlm models` lists them")
         else:
-            run = tracked_runs.find_model_run(reference)
-            tell_whose(reference, run)
-            version = tracked_champion.enrol(run.run_id)
+            version = tracked_champion.enrol(tracked_runs.find_model_run(reference).run_id)
             name, number = version.name, version.number
         verdict = tracked_champion.promote(name, number, force=force)
     if not (verdict.wins or force):

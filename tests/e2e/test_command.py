@@ -152,7 +152,8 @@ def test_the_trained_cell_writes_and_prints_only_its_text(first: dict[str, Any],
     assert done.stdout.startswith("The ")
     assert done.stdout.endswith("\n")
     assert len(done.stdout) == len("The ") + 30 + 1
-    assert done.stderr == ""
+    assert done.stderr.startswith("rnn of python-docs, trained ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_compare_lists_the_run_once(first: dict[str, Any], rnnlm: Command) -> None:
@@ -199,7 +200,7 @@ def test_a_stopped_training_saves_its_place_closes_its_runs_and_goes_on_later(
     out, rest = process.communicate(timeout=120)
     assert process.returncode == code, "".join(seen) + rest
     assert out == ""
-    assert rest in ("", "ending Prefect's own server …\n")
+    assert rest == ""
     assert "Traceback" not in "".join(seen)
     assert list(processes_of(home)) == []
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
