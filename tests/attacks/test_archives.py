@@ -44,7 +44,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
 
 
 @pytest.fixture
-def refused(publish: Publish, store: Store, tmp_path: Path) -> Callable[..., None]:
+def check_refused(publish: Publish, store: Store, tmp_path: Path) -> Callable[..., None]:
     """Return a function that checks that an archive is refused in one line and leaves nothing anywhere."""
 
     def check(archive: bytes, message: str = "not a zip archive with novel.txt") -> None:
@@ -58,7 +58,7 @@ def refused(publish: Publish, store: Store, tmp_path: Path) -> Callable[..., Non
 
 
 @pytest.fixture
-def judged(publish: Publish, tmp_path: Path) -> Callable[[bytes], None]:
+def check_harmless(publish: Publish, tmp_path: Path) -> Callable[[bytes], None]:
     """Return a function that checks that an archive is refused in one line, or has the right text."""
 
     def check(archive: bytes) -> None:
@@ -132,88 +132,92 @@ def test_members_that_lead_out_are_never_written(name: str, publish: Publish, st
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../secret", MEMBER])
-def test_a_text_that_is_a_link_is_refused(target: str, refused: Callable[..., None]) -> None:
-    refused(_zip((_member(MEMBER, stat.S_IFLNK | 0o777), target.encode())), "a link in an archive is not followed")
+def test_a_text_that_is_a_link_is_refused(target: str, check_refused: Callable[..., None]) -> None:
+    check_refused(
+        _zip((_member(MEMBER, stat.S_IFLNK | 0o777), target.encode())), "a link in an archive is not followed"
+    )
 
 
-def test_a_text_behind_a_linked_folder_is_not_looked_for(refused: Callable[..., None]) -> None:
+def test_a_text_behind_a_linked_folder_is_not_looked_for(check_refused: Callable[..., None]) -> None:
     link = _member("folder", stat.S_IFLNK | 0o777)
-    refused(_zip((link, b"/etc"), ("folder/novel.txt", TEXT)))
+    check_refused(_zip((link, b"/etc"), ("folder/novel.txt", TEXT)))
 
 
 def test_of_members_with_one_name_the_digest_decides(
-    publish: Publish, store: Store, refused: Callable[..., None]
+    publish: Publish, store: Store, check_refused: Callable[..., None]
 ) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive = _zip((MEMBER, TEXT), (MEMBER, b"another text"))
-    refused(archive, "the text changed while it was read")
+    check_refused(archive, "the text changed while it was read")
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive = _zip((MEMBER, b"another text"), (MEMBER, TEXT))
     assert download(publish(archive), store).num_bytes == len(TEXT)
 
 
-def test_a_name_with_more_behind_its_end_is_another_text(refused: Callable[..., None]) -> None:
+def test_a_name_with_more_behind_its_end_is_another_text(check_refused: Callable[..., None]) -> None:
     archive = _zip(("novel.txt_hidden", b"another text"))
-    refused(archive.replace(b"novel.txt_hidden", b"novel.txt\0hidden"), "the text changed|not a zip archive")
+    check_refused(archive.replace(b"novel.txt_hidden", b"novel.txt\0hidden"), "the text changed|not a zip archive")
 
 
-def test_an_encrypted_text_is_refused(refused: Callable[..., None]) -> None:
+def test_an_encrypted_text_is_refused(check_refused: Callable[..., None]) -> None:
     archive = _patched(_patched(WHOLE, LOCAL, 6, b"\x01\0"), CENTRAL, 8, b"\x01\0")
-    refused(archive, "not a zip archive with novel.txt: .*encrypted")
+    check_refused(archive, "not a zip archive with novel.txt: .*encrypted")
 
 
-def test_a_folder_in_place_of_the_text_is_refused(refused: Callable[..., None]) -> None:
-    refused(_zip((_member("novel.txt/", stat.S_IFDIR | 0o755), b"")))
+def test_a_folder_in_place_of_the_text_is_refused(check_refused: Callable[..., None]) -> None:
+    check_refused(_zip((_member("novel.txt/", stat.S_IFDIR | 0o755), b"")))
 
 
 @pytest.mark.parametrize("method", [1, 6, 9, 12, 14, 93, 95, 98, 99])
-def test_a_method_that_is_not_the_one_used_is_refused(method: int, refused: Callable[..., None]) -> None:
+def test_a_method_that_is_not_the_one_used_is_refused(method: int, check_refused: Callable[..., None]) -> None:
     field = struct.pack("<H", method)
-    refused(_patched(_patched(WHOLE, LOCAL, 8, field), CENTRAL, 10, field))
+    check_refused(_patched(_patched(WHOLE, LOCAL, 8, field), CENTRAL, 10, field))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_stream_is_refused_however_it_is_packed(method: int, refused: Callable[..., None]) -> None:
+def test_a_damaged_stream_is_refused_however_it_is_packed(method: int, check_refused: Callable[..., None]) -> None:
     whole = _zip((MEMBER, TEXT), method=method)
     start = whole.index(MEMBER.encode()) + len(MEMBER)
     for place in (start, start + 4, start + 12, start + 30):
         damaged = bytearray(whole)
         damaged[place : place + 4] = b"\xff\xff\xff\xff"
-        refused(bytes(damaged))
+        check_refused(bytes(damaged))
 
 
 @pytest.mark.parametrize("claimed", [0, 10])
-def test_a_text_longer_than_it_says_is_refused(claimed: int, refused: Callable[..., None]) -> None:
-    refused(_patched(WHOLE, CENTRAL, 24, struct.pack("<I", claimed)), "not a zip archive|the text changed")
+def test_a_text_longer_than_it_says_is_refused(claimed: int, check_refused: Callable[..., None]) -> None:
+    check_refused(_patched(WHOLE, CENTRAL, 24, struct.pack("<I", claimed)), "not a zip archive|the text changed")
 
 
 @pytest.mark.parametrize("field", [20, 24, 38, 42], ids=["packed size", "size", "attributes", "place"])
 @pytest.mark.parametrize("claimed", [1, 2**31, 2**32 - 2, 2**32 - 1], ids=hex)
-def test_a_field_that_lies_gives_no_other_text(field: int, claimed: int, judged: Callable[[bytes], None]) -> None:
-    judged(_patched(WHOLE, CENTRAL, field, struct.pack("<I", claimed)))
+def test_a_field_that_lies_gives_no_other_text(
+    field: int, claimed: int, check_harmless: Callable[[bytes], None]
+) -> None:
+    check_harmless(_patched(WHOLE, CENTRAL, field, struct.pack("<I", claimed)))
 
 
-def test_members_that_share_their_bytes_give_no_other_text(judged: Callable[[bytes], None]) -> None:
+def test_members_that_share_their_bytes_give_no_other_text(check_harmless: Callable[[bytes], None]) -> None:
     """The trick of the bombs without nesting: many names, one stream."""
     archive = _zip((MEMBER, TEXT), *((f"{i:04}.txt", b"x") for i in range(300)))
-    judged(_patched(archive, CENTRAL, 42, struct.pack("<I", 0)))
+    check_harmless(_patched(archive, CENTRAL, 42, struct.pack("<I", 0)))
 
 
-def test_an_archive_in_an_archive_is_bytes_like_any_other(refused: Callable[..., None]) -> None:
+def test_an_archive_in_an_archive_is_bytes_like_any_other(check_refused: Callable[..., None]) -> None:
     nested = _zip((MEMBER, TEXT))
     for _ in range(5):
         nested = _zip((MEMBER, nested), ("bomb.zip", nested))
-    refused(nested, "the text changed while it was read")
+    check_refused(nested, "the text changed while it was read")
 
 
-def test_a_bomb_is_left_after_two_hundred_times_its_size(refused: Callable[..., None]) -> None:
+def test_a_bomb_is_left_after_two_hundred_times_its_size(check_refused: Callable[..., None]) -> None:
     bomb = _zip((MEMBER, bytes(30 << 20)))
-    refused(bomb, "the archive unpacks to more than 200 times its size")
+    check_refused(bomb, "the archive unpacks to more than 200 times its size")
 
 
-def test_a_bomb_that_says_it_is_small_is_refused(refused: Callable[..., None]) -> None:
+def test_a_bomb_that_says_it_is_small_is_refused(check_refused: Callable[..., None]) -> None:
     bomb = _patched(_zip((MEMBER, bytes(30 << 20))), CENTRAL, 24, struct.pack("<I", 100))
-    refused(bomb)
+    check_refused(bomb)
 
 
 @pytest.mark.parametrize(
@@ -228,21 +232,23 @@ def test_a_bomb_that_says_it_is_small_is_refused(refused: Callable[..., None]) -
         (20, b"\xff\xff"),
     ],
 )
-def test_an_end_that_lies_gives_no_other_text(offset: int, data: bytes, judged: Callable[[bytes], None]) -> None:
-    judged(_patched(WHOLE, END, offset, data))
+def test_an_end_that_lies_gives_no_other_text(
+    offset: int, data: bytes, check_harmless: Callable[[bytes], None]
+) -> None:
+    check_harmless(_patched(WHOLE, END, offset, data))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 4, 30, -1, -22, -60])
-def test_a_part_of_an_archive_is_refused(kept: int, refused: Callable[..., None]) -> None:
-    refused(WHOLE[:kept])
+def test_a_part_of_an_archive_is_refused(kept: int, check_refused: Callable[..., None]) -> None:
+    check_refused(WHOLE[:kept])
 
 
-def test_a_name_that_is_no_text_is_refused(refused: Callable[..., None]) -> None:
+def test_a_name_that_is_no_text_is_refused(check_refused: Callable[..., None]) -> None:
     archive = _zip(("nové.txt", b"x"), (MEMBER, TEXT))
-    refused(archive.replace("é".encode(), b"\xff\xff"))
+    check_refused(archive.replace("é".encode(), b"\xff\xff"))
 
 
-def test_no_archive_gives_another_text(judged: Callable[[bytes], None]) -> None:
+def test_no_archive_gives_another_text(check_harmless: Callable[[bytes], None]) -> None:
     whole = {m: _zip((MEMBER, TEXT), ("other.txt", b"x" * 50), method=m) for m in (0, 8, 12, 14)}
     patches = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4)
 
@@ -253,6 +259,6 @@ def test_no_archive_gives_another_text(judged: Callable[[bytes], None]) -> None:
         for share, patch in changes:
             place = int(share * len(data))
             data[place : place + len(patch)] = patch
-        judged(bytes(data))
+        check_harmless(bytes(data))
 
     check()
