@@ -14,6 +14,9 @@ from unittest import mock
 import pytest
 import torch
 
+from rnnlm_core.errors import IntegrityError
+from rnnlm_core.saved_model import load_model
+
 
 class Bomb:
     """Writes a file when it is unpickled, by nothing but what every Python has."""
@@ -107,3 +110,11 @@ def home(tmp_path: Path, empty_database: Path) -> Iterator[Path]:
             database.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'rnnlm'", [location])
             database.commit()
         yield place
+
+
+def check_model_refused(folder: Path, message: str = "") -> None:
+    """Check that the files of a model are refused in one line."""
+    with pytest.raises(IntegrityError, match=f"not a complete model: .*{message}.*: train it again") as caught:
+        load_model(folder)
+    assert len(caught.value.lines) == 1
+    assert "\n" not in str(caught.value)

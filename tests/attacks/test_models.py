@@ -28,6 +28,8 @@ from rnnlm_core.store import MANIFEST, Handle, Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
+from .conftest import check_model_refused
+
 SOURCES = [
     path for folder in ("flows", "tasks", "rnnlm_core") for path in Path(__file__).parents[2].glob(f"{folder}/*.py")
 ]
@@ -43,13 +45,6 @@ def folder(tmp_path: Path) -> Path:
     config = ModelConfig(hidden_size=5, num_layers=2, embedding_size=3)
     save_model(place, LanguageModel("lstm", len(VOCABULARY), config), VOCABULARY, tokenizer("char"), "letters", {})
     return place
-
-
-def _refused(folder: Path, message: str = "") -> None:
-    with pytest.raises(IntegrityError, match=f"not a complete model: .*{message}.*: train it again") as caught:
-        load_model(folder)
-    assert len(caught.value.lines) == 1
-    assert "\n" not in str(caught.value)
 
 
 def _told(folder: Path) -> list[str]:
@@ -229,7 +224,7 @@ def test_a_list_of_checkpoints_removes_nothing_else(drop: str, store: Store, tmp
 @pytest.mark.parametrize("name", HOSTILE_WEIGHTS)
 def test_hostile_weights_are_refused(name: str, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(HOSTILE_WEIGHTS[name])
-    _refused(folder)
+    check_model_refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +246,7 @@ def test_other_weights_than_described_are_refused(
     weights = load_model(folder).model.weights()
     change(weights)
     (folder / WEIGHTS).write_bytes(save(weights))
-    _refused(folder, message)
+    check_model_refused(folder, message)
 
 
 def test_any_weights_are_read_or_refused_with_one_line(folder: Path) -> None:
@@ -314,7 +309,7 @@ def test_a_description_of_terabytes_or_of_nothing_takes_no_memory(
         return real(cls, data, *arguments)
 
     monkeypatch.setattr(torch.nn.Parameter, "__new__", note)
-    _refused(folder)
+    check_model_refused(folder)
     assert max(made, default=0) < 10_000
 
 
@@ -344,12 +339,12 @@ def test_a_description_of_terabytes_or_of_nothing_takes_no_memory(
 )
 def test_a_description_of_other_things_is_refused(changes: dict[str, Any], folder: Path) -> None:
     _describe(folder, **changes)
-    _refused(folder)
+    check_model_refused(folder)
 
 
 def test_a_tokenizer_level_that_is_a_path_names_none(folder: Path) -> None:
     _describe(folder, tokenizer={"level": "../../etc/passwd", "eos": "none"})
-    _refused(folder, "'../../etc/passwd' names no tokenizer")
+    check_model_refused(folder, "'../../etc/passwd' names no tokenizer")
 
 
 @pytest.mark.parametrize("key", ["format", "cell", "model", "tokenizer", "normalizer", "about"])
@@ -357,7 +352,7 @@ def test_a_description_that_lacks_a_key_is_refused(key: str, folder: Path) -> No
     content = json.loads((folder / ABOUT).read_text())
     del content[key]
     (folder / ABOUT).write_text(json.dumps(content))
-    _refused(folder, f"'{key}'")
+    check_model_refused(folder, f"'{key}'")
 
 
 HOSTILE_JSON: dict[str, bytes] = {
@@ -394,17 +389,17 @@ def test_json_of_absurd_size_is_not_read(name: str, folder: Path, monkeypatch: p
         file.truncate(saved_model.MOST_JSON + 1)  # takes no room on the disk
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read"))
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("read"))
-    _refused(folder, f"{name} is larger than 268,435,456 bytes")
+    check_model_refused(folder, f"{name} is larger than 268,435,456 bytes")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, ABOUT, VOCABULARY_FILE])
 def test_a_pipe_or_a_device_is_not_waited_for(name: str, folder: Path) -> None:
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    _refused(folder, f"{name} is no file")
+    check_model_refused(folder, f"{name} is no file")
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/zero")
-    _refused(folder, f"{name} is no file")
+    check_model_refused(folder, f"{name} is no file")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from rnnlm_core.store import Store
 from rnnlm_core.vocabulary import FILE as VOCABULARY_FILE
 from rnnlm_core.vocabulary import Vocabulary
 
+from .conftest import check_model_refused
+
 VOCABULARY = Vocabulary(dict.fromkeys("abcdef", 9))
 IDS = torch.randint(7, (400,), generator=torch.Generator().manual_seed(0))
 
@@ -32,12 +34,6 @@ def folder(tmp_path: Path, store: Store) -> Path:
     model, _ = fit_ngrams(len(VOCABULARY), IDS, None, ModelConfig(order=3), None, store)
     save_model(place, model, VOCABULARY, tokenizer("char"), "letters", {})
     return place
-
-
-def _refused(folder: Path, message: str = "") -> None:
-    with pytest.raises(IntegrityError, match=f"not a complete model: .*{message}.*: train it again") as caught:
-        load_model(folder)
-    assert len(caught.value.lines) == 1
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, ABOUT, VOCABULARY_FILE])
@@ -60,7 +56,7 @@ def test_a_table_that_is_missing_or_of_another_kind_is_refused(name: str, folder
     there = load_file(folder / WEIGHTS)[name].clone()
     for other in (None, there[:-1], there[:0], there[None], there.bfloat16(), there.to(torch.complex64)):
         _with(folder, name, other)
-        _refused(folder)
+        check_model_refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +80,12 @@ def test_numbers_that_lead_elsewhere_are_refused(
     table = load_file(folder / WEIGHTS)[name].clone()
     table[place] = value
     _with(folder, name, table)
-    _refused(folder, message)
+    check_model_refused(folder, message)
 
 
 def test_a_table_too_many_is_refused(folder: Path) -> None:
     _with(folder, "4.last", torch.zeros(3, dtype=torch.uint8))
-    _refused(folder, "4.last is not asked for")
+    check_model_refused(folder, "4.last is not asked for")
 
 
 @pytest.mark.parametrize(
@@ -115,17 +111,17 @@ def test_a_table_too_many_is_refused(folder: Path) -> None:
 def test_a_description_of_other_things_is_refused(about: Any, folder: Path) -> None:
     content = json.loads((folder / ABOUT).read_text())
     (folder / ABOUT).write_text(json.dumps({**content, "model": about}))
-    _refused(folder)
+    check_model_refused(folder)
 
 
 def test_another_vocabulary_is_refused(folder: Path) -> None:
     (folder / VOCABULARY_FILE).write_text(Vocabulary(dict.fromkeys("abcde", 9)).to_json())
-    _refused(folder)
+    check_model_refused(folder)
 
 
 def test_weights_of_a_network_are_no_table(folder: Path) -> None:
     save_file({"output.weight": torch.zeros(7, 3)}, folder / WEIGHTS)
-    _refused(folder)
+    check_model_refused(folder)
 
 
 def test_any_table_is_refused_or_gives_numbers(folder: Path) -> None:
